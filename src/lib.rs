@@ -1,0 +1,26 @@
+//! canvasd serves text-diffusion language models behind the OpenAI HTTP API.
+//!
+//! A block of random tokens, the *canvas*, is denoised in parallel over a few steps; finished canvases follow each
+//! other from left to right. The house has one way through it:
+//!
+//! | room | what it is for | may use |
+//! |---|---|---|
+//! | [`api`] | HTTP: wire types, validation, errors, SSE | `prompt`, `scheduler` |
+//! | [`prompt`] | text to tokens and back | `scheduler` (the commit gate) |
+//! | [`scheduler`] | many requests, one pass after another | `diffusion`, `pass` |
+//! | [`diffusion`] | the mathematics of one canvas | nothing |
+//! | [`pass`] | plain data between scheduler and model | nothing |
+//! | [`model`] | DiffusionGemma on candle | `pass`, `kernels` |
+//! | [`kernels`] | the operations candle does not do fast enough | nothing |
+//! | [`checkpoint`] | where weights come from | `model` |
+//! | [`telemetry`] | tracing | nothing |
+//! | [`config`] | one typed configuration | nothing |
+//! | [`cli`] | wires the rooms together | all |
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod diffusion;
+pub mod kernels;
+pub mod model;
+pub mod pass;
+pub mod scheduler;
