@@ -1,0 +1,89 @@
+//! Where weights come from: the shipped demo, a local folder, the hub, a GGUF file.
+//!
+//! Opens what the user named and hands on plain data: configuration, sampling defaults, tokenizer, chat template, and the
+//! tensors as they are stored. May use `model` and the element types of `kernels`; must not know requests or sampling. Nothing
+//! in a file is trusted: a damaged one is an error that names the tensor or key.
+
+mod demo;
+mod error;
+mod folder;
+mod generation;
+mod map;
+mod safetensors;
+mod source;
+mod text;
+
+pub use error::CheckpointError;
+pub use generation::GenerationDefaults;
+pub use source::{HubName, Source};
+use tokenizers::Tokenizer;
+
+use crate::model::Weights;
+use folder::Folder;
+
+/// An opened checkpoint: everything a server needs to know of a model, its tensors not yet read.
+pub struct Checkpoint {
+    /// The model's name as clients see it.
+    pub id: String,
+    /// config.json, or what the keys of a GGUF file say in the same form.
+    pub config: serde_json::Value,
+    /// How the checkpoint wants to be sampled.
+    pub generation: GenerationDefaults,
+    /// Text to token ids and back.
+    pub tokenizer: Tokenizer,
+    /// The chat template's Jinja source; `None` where the checkpoint knows no chat.
+    pub template: Option<String>,
+    /// Spelling of the token that begins a text (`bos_token` in templates).
+    pub bos_token: Option<String>,
+    /// Spelling of the token that ends a text (`eos_token` in templates).
+    pub eos_token: Option<String>,
+    /// The tensors under the hub's names.
+    pub weights: Box<dyn Weights>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Opens a checkpoint: maps its weights and checks every header, reading no tensor.
+///
+/// # Errors
+/// See [`CheckpointError`]; nothing in a damaged file makes this panic, hang or allocate beyond the file's own size.
+pub fn open(source: &Source) -> Result<Checkpoint, CheckpointError> {
+    match source {
+        Source::Demo => open_folder(demo::ID.to_owned(), &Folder::Embedded(demo::FILES)),
+        Source::Folder(path) => {
+            let full = path.canonicalize().map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+            let id = full.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+            open_folder(id, &Folder::Disk(path.clone()))
+        }
+        Source::Gguf(path) => {
+            Err(CheckpointError::unsupported(&path.display().to_string(), "GGUF files cannot be opened yet"))
+        }
+        Source::Hub(name) => Err(CheckpointError::Name {
+            name: name.to_string(),
+            why: "hub names cannot be opened yet; download the repository and name its folder".to_owned(),
+        }),
+    }
+}
+
+fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointError> {
+    let config = folder.json("config.json")?.ok_or_else(|| CheckpointError::Missing {
+        folder: folder.to_string(),
+        file: "config.json".to_owned(),
+        hint: "name a checkpoint folder in Hugging Face layout, or a .gguf file".to_owned(),
+    })?;
+    let weights = safetensors::Safetensors::open(folder)?;
+    let tokenizer = text::tokenizer(folder)?;
+    let generation = folder.json("generation_config.json")?;
+    let vocabulary = config.pointer("/text_config/vocab_size").and_then(serde_json::Value::as_u64);
+    let vocabulary = vocabulary.map_or(usize::MAX, |size| usize::try_from(size).unwrap_or(usize::MAX));
+    let generation = GenerationDefaults::from_json(generation.as_ref(), &config, vocabulary)?;
+    let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights: Box::new(weights) })
+}
+
+#[cfg(test)]
+mod tests;
