@@ -12,16 +12,18 @@
 //! | [`pass`] | plain data between scheduler and model | nothing |
 //! | [`model`] | DiffusionGemma on candle | `pass`, `kernels` |
 //! | [`kernels`] | the operations candle does not do fast enough | nothing |
-//! | [`checkpoint`] | where weights come from | `model` |
-//! | [`telemetry`] | tracing | nothing |
+//! | [`checkpoint`] | where weights come from | `model`, `kernels` (how tensors are stored) |
+//! | [`telemetry`] | the log | `config` |
 //! | [`config`] | one typed configuration | nothing |
 //! | [`cli`] | wires the rooms together | all |
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod checkpoint;
+pub mod config;
 pub mod diffusion;
 pub mod kernels;
 pub mod model;
 pub mod pass;
 pub mod scheduler;
+pub mod telemetry;

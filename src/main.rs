@@ -1,1 +1,3 @@
+//! The `canvasd` program.
+
 fn main() {}
