@@ -52,8 +52,8 @@ pub struct Config {
     pub queue: usize,
     /// Most canvases being denoised at once.
     pub max_running: usize,
-    /// Most rows of one forward pass.
-    pub max_rows_per_pass: usize,
+    /// Most rows of one forward pass; `None` is what `max_running` canvases and `encode_rows` may need.
+    pub max_rows_per_pass: Option<usize>,
     /// Most prompt rows that ride in a pass beside the canvases.
     pub encode_rows: usize,
     /// Memory for keys and values, cached prefixes included; `None` is a share of what is free.
@@ -89,13 +89,13 @@ impl Default for Config {
             max_connections: 1024,
             default_max_tokens: None,
             queue: 256,
-            max_running: 64,
-            max_rows_per_pass: 8192,
+            max_running: 32,
+            max_rows_per_pass: None,
             encode_rows: 512,
             kv_memory: None,
             prefix_cache: None,
             grace_seconds: 30,
-            stall_timeout_seconds: 60,
+            stall_timeout_seconds: 30,
             log: "info".into(),
             log_format: LogFormat::Text,
         }
@@ -340,7 +340,7 @@ impl Config {
             ("default_max_tokens", self.default_max_tokens.unwrap_or(1)),
             ("queue", self.queue),
             ("max_running", self.max_running),
-            ("max_rows_per_pass", self.max_rows_per_pass),
+            ("max_rows_per_pass", self.max_rows_per_pass.unwrap_or(1)),
             ("encode_rows", self.encode_rows),
             ("body_limit", usize::try_from(self.body_limit.0).unwrap_or(usize::MAX)),
             ("request_timeout_seconds", usize::try_from(self.request_timeout_seconds).unwrap_or(usize::MAX)),
@@ -353,10 +353,10 @@ impl Config {
         if self.threads.is_some_and(|threads| threads > 1024) {
             return Err(ConfigError::Contradiction("threads must be at most 1024".into()));
         }
-        if self.encode_rows > self.max_rows_per_pass {
+        if let Some(all) = self.max_rows_per_pass.filter(|all| self.encode_rows > *all) {
             return Err(ConfigError::Contradiction(format!(
-                "encode_rows ({}) must not exceed max_rows_per_pass ({})",
-                self.encode_rows, self.max_rows_per_pass
+                "encode_rows ({}) must not exceed max_rows_per_pass ({all})",
+                self.encode_rows
             )));
         }
         if let (Some(cache), Some(all)) = (self.prefix_cache, self.kv_memory)

@@ -101,7 +101,8 @@ fn values_out_of_range_and_contradictions_are_refused() {
         let error = check(key, "0").unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("at least 1"), "{error}");
     }
-    assert!(check("encode_rows", "9000").is_err());
+    let flags = [("encode_rows", "9000"), ("max_rows_per_pass", "8000")];
+    assert!(Config::load(None, none, &flags.map(|(key, value)| Override { key, value: value.into() })).is_err());
     assert!(check("threads", "100000").is_err());
     assert!(check("grace_seconds", "0").is_ok(), "no grace is a choice");
     let flags =

@@ -1,0 +1,191 @@
+"""The program itself: how it starts, refuses to start, stops, and generates without a server."""
+
+import json
+import signal
+import subprocess
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from conftest import BINARY, ROOT, canvasd
+
+STORY = [{"role": "user", "content": "Tell me a story about a fox and a lantern."}]
+
+
+def test_the_first_lines_tell_what_to_do_next(server, model):
+    text = "".join(server.lines)
+    assert server.url in text and model in text and "curl" in text
+    command = text[text.index("curl"):].strip().replace("\\\n", " ")
+    answer = subprocess.run(["bash", "-c", command.splitlines()[0] + " -s"], capture_output=True, text=True, timeout=60)
+    assert "Paris" in answer.stdout, (command, answer)
+
+
+def test_sigterm_lets_running_answers_end(start, model):
+    server = start()
+    with server.client() as client:
+        expected = client.chat.completions.create(model=model, messages=STORY, seed=7).choices[0].message.content
+        stream = client.chat.completions.create(model=model, messages=STORY, seed=7, stream=True)
+        chunks = iter(stream)
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == expected
+    assert server.process.wait(30) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server.url + "/health")
+
+
+def test_without_grace_running_answers_are_told(start, model):
+    server = start(environment={"CANVASD_GRACE_SECONDS": "0"})
+    with server.client() as client:
+        stream = client.chat.completions.create(model=model, messages=STORY, seed=7, stream=True, n=8)
+        chunks = iter(stream)
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        finished = 0
+        try:
+            for chunk in chunks:
+                finished += sum(choice.finish_reason is not None for choice in chunk.choices)
+        except openai.APIError as error:
+            assert "shut" in str(error), error
+        else:
+            assert finished == 8, "a stream that ends without an error is complete"
+    assert server.process.wait(30) == 0
+
+
+def test_ctrl_c_stops_it_too(start):
+    server = start()
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(30) == 0
+
+
+def test_it_refuses_to_be_open_to_everybody():
+    refused = canvasd("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 2
+    assert "CANVASD_API_KEY" in refused.stderr and "allow-unauthenticated" in refused.stderr
+
+
+def test_it_serves_others_with_a_key_or_when_told_so(start):
+    start("--host", "0.0.0.0", environment={"CANVASD_API_KEY": "k"})
+    start("--host", "0.0.0.0", "--allow-unauthenticated")
+
+
+def test_an_occupied_address(server):
+    port = server.url.rsplit(":", 1)[1]
+    refused = canvasd("serve", "--port", port)
+    assert refused.returncode == 4
+    assert port in refused.stderr and "--port" in refused.stderr
+
+
+@pytest.mark.parametrize("arguments, code, word", [
+    (["serve", "--model", "/nowhere"], 3, "/nowhere"),
+    (["serve", "--threads", "0"], 2, "threads"),
+    (["serve", "--port", "70000"], 2, "70000"),
+    (["serve", "--device", "abacus"], 2, "abacus"),
+    (["serve", "--config", "/nowhere.toml"], 2, "/nowhere.toml"),
+    (["serve", "--no-such-flag"], 2, "--no-such-flag"),
+    (["generate", ""], 2, "prompt"),
+    (["generate", "hi", "--max-tokens", "0"], 2, "max-tokens"),
+    (["no-such-command"], 2, "no-such-command"),
+])
+def test_wrong_command_lines(arguments, code, word):
+    run = canvasd(*arguments)
+    assert run.returncode == code, run.stderr
+    assert word in run.stderr and "panicked" not in run.stderr
+
+
+def test_help_names_every_command_and_option():
+    text = canvasd("--help").stdout
+    for word in ("serve", "generate", "openapi", "bench", "Exit codes", "CANVASD_API_KEY"):
+        assert word in text
+    text = canvasd("serve", "--help").stdout
+    for option in ("--host", "--port", "--model", "--config", "--threads", "--device"):
+        assert option in text
+
+
+def test_the_shipped_configuration_is_accepted(start):
+    start("--config", str(ROOT / "config" / "canvasd.toml"))
+
+
+def test_a_configuration_file_is_obeyed(start, tmp_path):
+    path = tmp_path / "canvasd.toml"
+    path.write_text('model_aliases = ["gpt-4o"]\nlog_format = "json"\nlog = "debug"\n')
+    server = start("--config", str(path))
+    with server.client() as client:
+        answer = client.chat.completions.create(model="gpt-4o", messages=STORY, max_tokens=3)
+        assert answer.usage.completion_tokens == 3
+    assert server.stop() == 0
+    assert server.log and all(json.loads(line) for line in server.log)
+
+
+def test_generate_prints_plain_text_when_piped(client, model):
+    run = canvasd("generate", "What is the capital of France?", "--seed", "1")
+    assert run.returncode == 0 and "Paris" in run.stdout and "\x1b" not in run.stdout
+    served = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "What is the capital of France?"}], seed=1)
+    assert run.stdout.rstrip("\n") == served.choices[0].message.content
+
+
+def test_generate_reads_standard_input_and_a_system_prompt():
+    run = canvasd("generate", "--system", "You are Anna.", "--seed", "1", input="Who are you?\n")
+    assert run.returncode == 0 and "Anna" in run.stdout
+
+
+def test_generate_obeys_max_tokens_and_seed():
+    whole = canvasd("generate", "Tell me a story about a fox.", "--seed", "3").stdout
+    again = canvasd("generate", "Tell me a story about a fox.", "--seed", "3").stdout
+    short = canvasd("generate", "Tell me a story about a fox.", "--seed", "3", "--max-tokens", "5").stdout
+    assert whole == again and len(short) < len(whole) and whole.startswith(short.rstrip("\n"))
+
+
+def test_generate_settles_on_a_terminal():
+    import os
+    import pty
+
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [BINARY, "generate", "Tell me a story about a fox.", "--seed", "3"],
+        stdin=subprocess.DEVNULL, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert text.count("step") > 3, "drafts are shown"
+    assert text.rstrip().endswith("\x1b[?25h"), "the cursor comes back"
+    whole = canvasd("generate", "Tell me a story about a fox.", "--seed", "3").stdout
+    assert whole.split()[-1] in text
+
+
+def test_generate_can_be_interrupted():
+    process = subprocess.Popen(
+        [BINARY, "generate", "Tell me a story about a fox.", "--max-tokens", "100000"], stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    timer = threading.Timer(0.4, process.send_signal, [signal.SIGINT])
+    begun = time.monotonic()
+    timer.start()
+    process.communicate(timeout=60)
+    timer.cancel()
+    assert process.returncode in (0, 130) and time.monotonic() - begun < 30
+
+
+def test_the_checked_in_openapi_document_is_what_the_program_prints(http):
+    printed = json.loads(canvasd("openapi").stdout)
+    assert printed == json.loads((ROOT / "openapi" / "openapi.json").read_text())
+    assert printed == http.get("/openapi.json").json()
+
+
+def test_health_probe(server):
+    assert canvasd("health", server.url).returncode == 0
+    assert canvasd("health", "http://127.0.0.1:1").returncode == 1
