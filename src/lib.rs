@@ -25,5 +25,6 @@ pub mod diffusion;
 pub mod kernels;
 pub mod model;
 pub mod pass;
+pub mod prompt;
 pub mod scheduler;
 pub mod telemetry;

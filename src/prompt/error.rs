@@ -1,0 +1,80 @@
+//! What can go wrong between text and tokens, and whose fault it is.
+
+/// Why a text, a conversation or a checkpoint's tokenizer or template cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// The checkpoint has no chat template.
+    #[error("this checkpoint has no chat template: send the whole prompt as text to /v1/completions instead")]
+    NoTemplate,
+    /// The conversation has no message.
+    #[error("messages must hold at least one message")]
+    NoMessages,
+    /// The template itself refuses the conversation (`raise_exception`); its own words.
+    #[error("the chat template refuses this conversation: {0}")]
+    Raised(String),
+    /// The template failed on this conversation.
+    #[error("the chat template cannot render this conversation: {0}")]
+    Render(String),
+    /// Tools, calls or results are given, but the template writes none.
+    #[error("this checkpoint's chat template knows no tools: leave out tools, tool calls and tool results")]
+    NoTools,
+    /// Thinking is asked for, but the template has no switch for it.
+    #[error("this checkpoint's chat template knows no thinking: leave it off")]
+    NoThinking,
+    /// A template argument would replace what the server fills in.
+    #[error("chat_template_kwargs.{0} is filled in by the server and cannot be given")]
+    ReservedArgument(String),
+    /// The arguments of a tool call in the history are not a JSON object.
+    #[error("messages[{message}].tool_calls[{call}].function.arguments must be the JSON text of an object: {reason}")]
+    Arguments {
+        /// Index of the message.
+        message: usize,
+        /// Index of the call within it.
+        call: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A text uses up every code point that the renderer could mark it with.
+    #[error("the text uses too many private code points to be rendered safely")]
+    NoSentinel,
+    /// The template does not compile.
+    #[error("the checkpoint's chat template is not understood: {0}")]
+    Template(String),
+    /// The tokenizer's decoder is of a kind that cannot be streamed.
+    #[error("the tokenizer's decoder {0} is not supported")]
+    Decoder(String),
+    /// The tokenizer failed.
+    #[error("the tokenizer failed: {0}")]
+    Tokenizer(String),
+}
+
+/// Whose fault a [`PromptError`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The request's; the field it is about.
+    Request {
+        /// Name of the request's field.
+        param: &'static str,
+    },
+    /// The checkpoint's or ours.
+    Checkpoint,
+}
+
+impl PromptError {
+    /// Whose fault it is: a request's is answered as a bad request, and trying again cannot help.
+    pub fn fault(&self) -> Fault {
+        match self {
+            PromptError::NoTemplate
+            | PromptError::NoMessages
+            | PromptError::Raised(_)
+            | PromptError::Render(_)
+            | PromptError::Arguments { .. }
+            | PromptError::NoSentinel => Fault::Request { param: "messages" },
+            PromptError::NoTools => Fault::Request { param: "tools" },
+            PromptError::NoThinking | PromptError::ReservedArgument(_) => {
+                Fault::Request { param: "chat_template_kwargs" }
+            }
+            PromptError::Template(_) | PromptError::Decoder(_) | PromptError::Tokenizer(_) => Fault::Checkpoint,
+        }
+    }
+}

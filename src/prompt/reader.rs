@@ -1,0 +1,121 @@
+//! The two who read an answer: the gate, on the engine's thread, and the reader, who turns tokens into text.
+
+use super::lexicon::Lexicon;
+use super::machine::{Channel, Delta, Machine};
+use crate::scheduler::{CommitGate, Verdict};
+
+/// Decides at each commit whether the answer is complete.
+pub(super) struct Gate(pub(super) Machine);
+
+impl CommitGate for Gate {
+    fn commit(&mut self, tokens: &[u32]) -> Verdict {
+        let mut ignored = Vec::new();
+        for (at, &id) in tokens.iter().enumerate() {
+            self.0.push(id, &mut ignored);
+            ignored.clear();
+            if let Some(reason) = self.0.ended() {
+                return Verdict::Finish { keep: at + 1, reason };
+            }
+        }
+        Verdict::Continue
+    }
+}
+
+/// Turns the tokens of one answer into text, canvas by canvas.
+///
+/// The pieces it gives out depend on the tokens alone, never on how they are grouped; no piece ends inside a character.
+pub struct TextReader {
+    machine: Machine,
+    channels: Vec<Channel>,
+}
+
+/// The text of a canvas that is still being denoised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DraftText {
+    /// What the text is part of.
+    pub channel: Channel,
+    /// The text; replaces that of the draft before.
+    pub text: String,
+}
+
+impl TextReader {
+    pub(super) fn new(machine: Machine) -> TextReader {
+        TextReader { machine, channels: Vec::new() }
+    }
+
+    /// Takes committed tokens and gives out the text they make certain, in order.
+    pub fn push(&mut self, tokens: &[u32]) -> Vec<Delta> {
+        let mut out = Vec::new();
+        self.channels.clear();
+        for &id in tokens {
+            let channel = self.machine.push(id, &mut out);
+            self.channels.push(channel);
+        }
+        out
+    }
+
+    /// What each token of the last [`TextReader::push`] belongs to.
+    pub fn channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    /// Gives out what was held back: the answer is over. Nothing comes after it.
+    pub fn finish(&mut self) -> Vec<Delta> {
+        let mut out = Vec::new();
+        self.machine.finish(&mut out);
+        out
+    }
+
+    /// The text of a provisional canvas that would follow what was committed; changes nothing.
+    ///
+    /// A canvas can hold a thought and the beginning of the answer: the answer wins.
+    pub fn draft(&self, tokens: &[u32]) -> DraftText {
+        let mut machine = self.machine.clone();
+        let mut out = Vec::new();
+        let committed = machine.open_call().map_or(0, <[u32]>::len);
+        let mut from = committed;
+        for &id in tokens {
+            let open = machine.open_call().is_some();
+            machine.push(id, &mut out);
+            if !open && machine.open_call().is_some() {
+                from = 0;
+            }
+        }
+        if let Some(ids) = machine.open_call() {
+            let text = machine.call_text(ids.get(from..).unwrap_or_default());
+            return DraftText { channel: Channel::Tool, text };
+        }
+        machine.finish_draft(&mut out);
+        let (mut content, mut reasoning, mut tool) = (String::new(), String::new(), String::new());
+        for delta in out {
+            match delta {
+                Delta::Content(text) => content.push_str(&text),
+                Delta::Reasoning(text) => reasoning.push_str(&text),
+                Delta::ToolCall { name, arguments } => {
+                    tool.push_str(&name);
+                    tool.push_str(&arguments);
+                }
+            }
+        }
+        let blank = |text: &str| text.trim().is_empty();
+        let (channel, text) = match (blank(&content), blank(&reasoning), blank(&tool)) {
+            (true, false, true) => (Channel::Reasoning, reasoning),
+            (true, _, false) => (Channel::Tool, tool),
+            _ => (Channel::Content, content),
+        };
+        DraftText { channel, text }
+    }
+}
+
+/// Text of these ids as the tokeniser decodes them, markers included.
+pub(super) fn decode(lexicon: &Lexicon, ids: &[u32]) -> String {
+    let mut detokenizer = super::detokenize::Detokenizer::default();
+    let mut out = String::new();
+    for &id in ids {
+        if let Some(spelling) = lexicon.spelling(id) {
+            detokenizer.push(&lexicon.steps, &spelling, &mut out);
+        }
+    }
+    detokenizer.finish(&lexicon.steps, &mut out);
+    out
+}

@@ -1,0 +1,5 @@
+//! The room as a whole: rendering, tokenising and reading with the shipped tokeniser and a full-size template.
+
+mod fixtures;
+mod reading;
+mod rendering;
