@@ -1,4 +1,13 @@
-//! The few operations candle does not do fast enough. The only room with `unsafe`.
+//! The few operations candle does not do fast enough: [`cpu`] holds products over packed weights, grouped experts,
+//! paged attention and the streaming vocabulary sweep.
+//!
+//! The only room with `unsafe`. It works on plain slices, depends on no other room and knows neither candle nor the
+//! model: `model` wraps these operations and gives them meaning.
+
+pub mod cpu;
+mod error;
+
+pub use error::KernelError;
 
 /// How the numbers of a stored tensor are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,0 +1,203 @@
+//! Grouped experts: rows sorted by expert once, one product per active expert, and the results of a row summed in the
+//! order of its ranks.
+
+use super::{
+    Cpu,
+    memory::{Scratch, Shared},
+    pack::{Columns, PANEL, PackedMatrix},
+    product::{PackedRows, row_block},
+    rows::GatedGelu,
+};
+use crate::kernels::KernelError;
+
+/// The experts of one layer: for each, gate and up `[inner, hidden]` (a gated matrix) and down `[hidden, inner]`.
+#[derive(Debug)]
+pub struct Experts {
+    gate_up: Vec<PackedMatrix>,
+    down: Vec<PackedMatrix>,
+    hidden: usize,
+    inner: usize,
+}
+
+impl Experts {
+    /// Takes equally many gated matrices `[inner, hidden]` and plain ones `[hidden, inner]`, at least one of each.
+    pub fn new(gate_up: Vec<PackedMatrix>, down: Vec<PackedMatrix>) -> Result<Experts, KernelError> {
+        KernelError::expect("down matrices of the experts", gate_up.len(), down.len())?;
+        KernelError::below("no expert", 0, gate_up.len())?;
+        let (hidden, inner) = (gate_up[0].inputs(), gate_up[0].outputs());
+        for (gate_up, down) in gate_up.iter().zip(&down) {
+            let gated = usize::from(gate_up.columns() == Columns::Gated && down.columns() == Columns::Plain);
+            KernelError::expect("gated, then plain matrices of an expert", 1, gated)?;
+            KernelError::expect("inputs of an expert", hidden, gate_up.inputs())?;
+            KernelError::expect("inner width of an expert", inner, gate_up.outputs())?;
+            KernelError::expect("inputs of an expert's down matrix", inner, down.inputs())?;
+            KernelError::expect("outputs of an expert", hidden, down.outputs())?;
+        }
+        Ok(Experts { gate_up, down, hidden, inner })
+    }
+
+    /// Experts in the layer.
+    pub fn count(&self) -> usize {
+        self.down.len()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.gate_up.iter().chain(&self.down).map(PackedMatrix::bytes).sum()
+    }
+}
+
+/// Which experts each row goes to, both `[rows, top_k]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Routing<'a> {
+    /// Expert numbers, by rank.
+    pub experts: &'a [u32],
+    /// What each expert's result is multiplied by.
+    pub weights: &'a [f32],
+    /// Experts per row.
+    pub top_k: usize,
+}
+
+/// Rows sorted by expert. A *place* is an index into the sorted order.
+struct Groups {
+    /// `(expert, first place, places)` of each expert that has rows, by expert.
+    active: Vec<(usize, usize, usize)>,
+    /// Row of each place.
+    rows: Vec<u32>,
+    /// Place of each `[row, rank]`.
+    places: Vec<u32>,
+}
+
+impl Groups {
+    fn new(routing: &Routing<'_>, experts: usize) -> Result<Groups, KernelError> {
+        let mut counts = vec![0usize; experts];
+        for &expert in routing.experts {
+            KernelError::below("expert number", expert as usize, experts)?;
+            counts[expert as usize] += 1;
+        }
+        let mut active = Vec::new();
+        let mut next = vec![0usize; experts];
+        let mut start = 0;
+        for (expert, &count) in counts.iter().enumerate() {
+            next[expert] = start;
+            if count > 0 {
+                active.push((expert, start, count));
+            }
+            start += count;
+        }
+        let (mut rows, mut places) = (vec![0; start], vec![0; start]);
+        for (slot, &expert) in routing.experts.iter().enumerate() {
+            let place = &mut next[expert as usize];
+            rows[*place] = (slot / routing.top_k) as u32;
+            places[slot] = *place as u32;
+            *place += 1;
+        }
+        Ok(Groups { active, rows, places })
+    }
+}
+
+impl Cpu {
+    /// `out[row] = Σ_rank weights[row, rank] · down_e(gelu_tanh(gate_e · x) ⊙ up_e · x)`, e the row's expert of that
+    /// rank, summed in the order of the ranks; `x` and `out` are `[rows, hidden]`.
+    pub fn experts(
+        &self,
+        x: &[f32],
+        routing: Routing<'_>,
+        experts: &Experts,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let hidden = experts.hidden;
+        KernelError::expect("results of the experts", x.len(), out.len())?;
+        let rows = super::rows::whole_rows("activations of the experts", x.len(), hidden)?;
+        KernelError::expect("expert numbers", rows * routing.top_k, routing.experts.len())?;
+        KernelError::expect("expert weights", rows * routing.top_k, routing.weights.len())?;
+        if rows == 0 || routing.top_k == 0 {
+            out.fill(0.0);
+            return Ok(());
+        }
+        let groups = Groups::new(&routing, experts.count())?;
+        let mut inner = Scratch::take(groups.rows.len() * experts.inner);
+        self.gate_and_up(x, experts, &groups, &mut inner)?;
+        self.down(&inner, routing, experts, &groups, out)
+    }
+
+    /// First half: activations of every place, in tile order per expert.
+    fn gate_and_up(&self, x: &[f32], experts: &Experts, groups: &Groups, inner: &mut [f32]) -> Result<(), KernelError> {
+        let (path, k, n) = (self.checked(), experts.hidden, experts.inner);
+        let panels = experts.gate_up[0].panels();
+        // Whole experts where there are enough of them to balance the threads.
+        let parts = (4 * self.threads()).div_ceil(groups.active.len()).clamp(1, panels);
+        let parts = if self.threads() == 1 { 1 } else { parts };
+        let to = Shared::new(inner);
+        self.pool().run(groups.active.len() * parts, |index| {
+            let (expert, start, count) = groups.active[index / parts];
+            let panels = row_block(panels, panels.div_ceil(parts), index % parts);
+            if panels.is_empty() {
+                return;
+            }
+            let members = &groups.rows[start..start + count];
+            let mut packed = Scratch::take(count * k);
+            PackedRows::pack(path, count, k, |i| &x[members[i] as usize * k..][..k], &mut packed);
+            let packed = PackedRows { data: &packed, rows: count, k };
+            let width = panels.len() * PANEL;
+            let mut room = Scratch::take(count * width);
+            // SAFETY: `room` belongs to this call and holds whole panels.
+            unsafe { packed.times(path, &experts.gate_up[expert], panels.clone(), room.as_mut_ptr(), width) };
+            let first = panels.start * PANEL / 2;
+            let columns = (width / 2).min(n - first);
+            let most = path.tile_rows();
+            for block in (0..count.div_ceil(most)).map(|index| row_block(count, most, index)) {
+                for row in block.clone() {
+                    let room = &mut room[row * width..][..width];
+                    path.run(GatedGelu { panels: room });
+                    for (column, &value) in room[..columns].iter().enumerate() {
+                        let at = (start + block.start) * n + (first + column) * block.len() + (row - block.start);
+                        // SAFETY: this call owns these rows' columns `first .. first + columns`.
+                        unsafe { *to.get().add(at) = value };
+                    }
+                }
+            }
+        })
+    }
+
+    /// Second half: down, some columns at a time for all experts, then the sum by rank.
+    fn down(
+        &self,
+        inner: &[f32],
+        routing: Routing<'_>,
+        experts: &Experts,
+        groups: &Groups,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let (path, k, hidden) = (self.checked(), experts.inner, experts.hidden);
+        let panels = experts.down[0].panels();
+        let chunk = self.chunk(panels);
+        let rows = out.len() / hidden;
+        let to = Shared::new(out);
+        self.pool().run(panels.div_ceil(chunk), |index| {
+            let panels = index * chunk..panels.min((index + 1) * chunk);
+            let width = panels.len() * PANEL;
+            let mut room = Scratch::take(groups.rows.len() * width);
+            for &(expert, start, count) in &groups.active {
+                let packed = PackedRows { data: &inner[start * k..(start + count) * k], rows: count, k };
+                let room = &mut room[start * width..][..count * width];
+                // SAFETY: `room` belongs to this call and holds whole panels.
+                unsafe { packed.times(path, &experts.down[expert], panels.clone(), room.as_mut_ptr(), width) };
+            }
+            let first = panels.start * PANEL;
+            let columns = width.min(hidden - first);
+            for row in 0..rows {
+                // SAFETY: this call owns columns `first .. first + columns` of every row.
+                let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * hidden + first), columns) };
+                out.fill(0.0);
+                for slot in row * routing.top_k..(row + 1) * routing.top_k {
+                    let weight = routing.weights[slot];
+                    let from = &room[groups.places[slot] as usize * width..][..columns];
+                    for (y, value) in out.iter_mut().zip(from) {
+                        *y += weight * value;
+                    }
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! Weight matrices in the order in which the kernels read them.
+//!
+//! A *panel* is 32 output columns; inside a panel the numbers lie input by input, 32 columns side by side, so that a
+//! tile reads memory straight through. What is not stored as f32 is decoded piece by piece into a scratch that stays
+//! in the first cache levels.
+
+use half::bf16;
+
+use super::{
+    Cpu, blocks,
+    memory::{Aligned, Shared},
+};
+use crate::kernels::{ElementType, KernelError};
+
+/// Output columns of a panel.
+pub(super) const PANEL: usize = 32;
+/// Inputs of one piece of a panel: what is decoded at a time. A multiple of every format's block.
+pub(super) const DEPTH: usize = 256;
+
+/// What the columns of a packed matrix are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// Column c is row c of the source; the product is `x · Wᵀ`.
+    Plain,
+    /// Gate and up rows side by side, 16 and 16 in each panel; the product is `gelu_tanh(x · Gᵀ) ⊙ (x · Uᵀ)`.
+    Gated,
+}
+
+/// A weight matrix `[outputs, inputs]`, packed once at load. Its numbers are exactly those of the source.
+pub struct PackedMatrix {
+    outputs: usize,
+    inputs: usize,
+    columns: Columns,
+    store: Store,
+}
+
+enum Store {
+    /// Panels of `[inputs, 32]` floats.
+    F32(Aligned<f32>),
+    /// Panels of `[inputs / 2, 32]` pairs: the even input in the low half.
+    Bf16(Aligned<u32>),
+    /// Rows of blocks, in column order.
+    Blocks { element: ElementType, row: usize, bytes: Aligned<u8> },
+}
+
+/// A matrix as it is stored: how its numbers are encoded, and row after row of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// How the numbers are encoded.
+    pub element: ElementType,
+    /// Little-endian rows of `inputs` numbers each. No alignment is needed.
+    pub bytes: &'a [u8],
+}
+
+impl PackedMatrix {
+    /// Packs a matrix `[outputs, inputs]` for plain products. F16 is widened to f32; every other format keeps its size.
+    pub fn plain(cpu: &Cpu, outputs: usize, inputs: usize, source: Source<'_>) -> Result<PackedMatrix, KernelError> {
+        let row = source.row(outputs, inputs)?;
+        let rows = |column: usize| (column < outputs).then(|| &source.bytes[column * row..][..row]);
+        PackedMatrix::pack(cpu, outputs, inputs, Columns::Plain, source.element, &rows)
+    }
+
+    /// Packs gate and up, both `[outputs, inputs]` and of one format, for the gated product. Where they are one tensor
+    /// `[2·outputs, inputs]`, gate is its first half.
+    pub fn gated(
+        cpu: &Cpu,
+        outputs: usize,
+        inputs: usize,
+        gate: Source<'_>,
+        up: Source<'_>,
+    ) -> Result<PackedMatrix, KernelError> {
+        let row = gate.row(outputs, inputs)?;
+        // Formats may differ between the two in a mixed file: decode both then.
+        if gate.element != up.element {
+            let (gate, up) = (gate.widened(outputs * inputs)?, up.widened(outputs * inputs)?);
+            let source = |bytes| Source { element: ElementType::F32, bytes };
+            return PackedMatrix::gated(cpu, outputs, inputs, source(&gate), source(&up));
+        }
+        up.row(outputs, inputs)?;
+        let rows = |column: usize| {
+            let from = if column % PANEL < PANEL / 2 { gate } else { up };
+            let index = column / PANEL * (PANEL / 2) + column % (PANEL / 2);
+            (index < outputs).then(|| &from.bytes[index * row..][..row])
+        };
+        PackedMatrix::pack(cpu, outputs, inputs, Columns::Gated, gate.element, &rows)
+    }
+
+    fn pack<'a>(
+        cpu: &Cpu,
+        outputs: usize,
+        inputs: usize,
+        columns: Columns,
+        element: ElementType,
+        rows: &(dyn Fn(usize) -> Option<&'a [u8]> + Sync),
+    ) -> Result<PackedMatrix, KernelError> {
+        let width = match columns {
+            Columns::Plain => PANEL,
+            Columns::Gated => PANEL / 2,
+        };
+        let panels = outputs.div_ceil(width);
+        let store = match element {
+            ElementType::F32 | ElementType::F16 => {
+                let mut data = Aligned::<f32>::zeroed(panels * PANEL * inputs);
+                let to = Shared::new(&mut data);
+                cpu.pool().run(panels, |panel| {
+                    // SAFETY: each panel is written by one call.
+                    let to =
+                        unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * inputs), PANEL * inputs) };
+                    let mut row = vec![0.0; inputs];
+                    for lane in 0..PANEL {
+                        let Some(bytes) = rows(panel * PANEL + lane) else { continue };
+                        blocks::dequantise(element, bytes, &mut row).expect("row lengths were checked");
+                        for (k, &value) in row.iter().enumerate() {
+                            to[k * PANEL + lane] = value;
+                        }
+                    }
+                })?;
+                Store::F32(data)
+            }
+            ElementType::Bf16 => {
+                let pairs = inputs.div_ceil(2);
+                let mut data = Aligned::<u32>::zeroed(panels * PANEL * pairs);
+                let to = Shared::new(&mut data);
+                cpu.pool().run(panels, |panel| {
+                    // SAFETY: each panel is written by one call.
+                    let to =
+                        unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * pairs), PANEL * pairs) };
+                    for lane in 0..PANEL {
+                        let Some(bytes) = rows(panel * PANEL + lane) else { continue };
+                        for (pair, bytes) in bytes.chunks(4).enumerate() {
+                            let mut both = [0; 4];
+                            both[..bytes.len()].copy_from_slice(bytes);
+                            to[pair * PANEL + lane] = u32::from_le_bytes(both);
+                        }
+                    }
+                })?;
+                Store::Bf16(data)
+            }
+            _ => {
+                let row = blocks::row_bytes(element, inputs)?;
+                let mut bytes = Aligned::<u8>::zeroed(panels * PANEL * row);
+                let to = Shared::new(&mut bytes);
+                cpu.pool().run(panels, |panel| {
+                    // SAFETY: each panel is written by one call.
+                    let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * row), PANEL * row) };
+                    for (lane, to) in to.chunks_exact_mut(row).enumerate() {
+                        if let Some(from) = rows(panel * PANEL + lane) {
+                            to.copy_from_slice(from);
+                        }
+                    }
+                })?;
+                Store::Blocks { element, row, bytes }
+            }
+        };
+        Ok(PackedMatrix { outputs, inputs, columns, store })
+    }
+
+    /// Numbers in a row of the product.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Numbers in a row of the activations.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// What the columns are.
+    pub fn columns(&self) -> Columns {
+        self.columns
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::F32(data) => data.bytes(),
+            Store::Bf16(data) => data.bytes(),
+            Store::Blocks { bytes, .. } => bytes.bytes(),
+        }
+    }
+
+    /// Decodes row `index` of a plain matrix: an embedding lookup.
+    pub fn row(&self, index: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        KernelError::expect("length of a matrix row", self.inputs, out.len())?;
+        KernelError::below("matrix row", index, self.outputs)?;
+        let (panel, lane) = (index / PANEL, index % PANEL);
+        match &self.store {
+            Store::F32(data) => {
+                let panel = &data[panel * PANEL * self.inputs..][..PANEL * self.inputs];
+                for (y, k) in out.iter_mut().zip(panel.chunks_exact(PANEL)) {
+                    *y = k[lane];
+                }
+            }
+            Store::Bf16(data) => {
+                let pairs = self.inputs.div_ceil(2);
+                let panel = &data[panel * PANEL * pairs..][..PANEL * pairs];
+                for (y, pair) in out.chunks_mut(2).zip(panel.chunks_exact(PANEL)) {
+                    let both = [pair[lane] as u16, (pair[lane] >> 16) as u16];
+                    for (y, bits) in y.iter_mut().zip(both) {
+                        *y = bf16::from_bits(bits).to_f32();
+                    }
+                }
+            }
+            Store::Blocks { element, row, bytes } => blocks::dequantise(*element, &bytes[index * row..][..*row], out)?,
+        }
+        Ok(())
+    }
+
+    /// Panels of 32 columns.
+    pub(super) fn panels(&self) -> usize {
+        match self.columns {
+            Columns::Plain => self.outputs.div_ceil(PANEL),
+            Columns::Gated => self.outputs.div_ceil(PANEL / 2),
+        }
+    }
+
+    /// Inputs `from .. from + length` of a panel as `[length, 32]` floats: in place, or decoded into `scratch`.
+    /// `from` is a multiple of [`DEPTH`], `length` at most that.
+    pub(super) fn piece<'a>(&'a self, panel: usize, from: usize, length: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+        match &self.store {
+            Store::F32(data) => return &data[(panel * self.inputs + from) * PANEL..][..length * PANEL],
+            Store::Bf16(data) => {
+                let pairs = &data[(panel * self.inputs.div_ceil(2) + from / 2) * PANEL..][..length.div_ceil(2) * PANEL];
+                for (to, from) in scratch[..length * PANEL].chunks_mut(2 * PANEL).zip(pairs.chunks_exact(PANEL)) {
+                    let (even, odd) = to.split_at_mut(PANEL);
+                    for (y, bits) in even.iter_mut().zip(from) {
+                        *y = f32::from_bits(bits << 16);
+                    }
+                    for (y, bits) in odd.iter_mut().zip(from) {
+                        *y = f32::from_bits(bits & 0xffff_0000);
+                    }
+                }
+            }
+            Store::Blocks { element, row, bytes } => {
+                let (block, size) = element.block();
+                let mut values = [0.0; DEPTH];
+                for lane in 0..PANEL {
+                    let row = &bytes[(panel * PANEL + lane) * row..][..*row];
+                    let part = &row[from / block * size..][..length / block * size];
+                    blocks::dequantise(*element, part, &mut values[..length]).expect("pieces are whole blocks");
+                    for (k, &value) in values[..length].iter().enumerate() {
+                        scratch[k * PANEL + lane] = value;
+                    }
+                }
+            }
+        }
+        &scratch[..length * PANEL]
+    }
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedMatrix")
+            .field("outputs", &self.outputs)
+            .field("inputs", &self.inputs)
+            .field("columns", &self.columns)
+            .field("bytes", &self.bytes())
+            .finish()
+    }
+}
+
+impl Source<'_> {
+    /// Bytes of one row, if all of `[outputs, inputs]` is there.
+    fn row(&self, outputs: usize, inputs: usize) -> Result<usize, KernelError> {
+        let row = blocks::row_bytes(self.element, inputs)?;
+        KernelError::expect("bytes of a matrix", outputs.saturating_mul(row), self.bytes.len())?;
+        Ok(row)
+    }
+
+    fn widened(&self, count: usize) -> Result<Vec<u8>, KernelError> {
+        let mut values = vec![0.0; count];
+        blocks::dequantise(self.element, self.bytes, &mut values)?;
+        Ok(values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect())
+    }
+}

@@ -1,0 +1,77 @@
+//! Vectors of `f32` of whatever width the instruction path has.
+//!
+//! A value of a vector type is the proof that its instructions exist here, which is what makes the methods safe.
+
+#[cfg(not(target_arch = "x86_64"))]
+mod absent;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) use absent::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::Avx512;
+pub(super) use portable::Portable;
+
+/// Operations on vectors of [`Simd::LANES`] floats. Implementations are `#[inline(always)]` throughout: they must be
+/// compiled into a function that enables their instructions.
+pub(super) trait Simd: Copy {
+    /// Floats in a vector; divides 16.
+    const LANES: usize;
+    /// A vector.
+    type V: Copy;
+    /// One truth value per lane.
+    type M: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// Reads `LANES` floats.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    /// Writes `LANES` floats.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store(self, to: *mut f32, v: Self::V);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b + c`, rounded once where the path has the instruction.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is not a number.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is not a number.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `a · 2^n` for integral `n` in −126 … 127.
+    fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
+    /// `a < b`, false where either is not a number.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// `yes` where the mask is set, else `no`.
+    fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
+    /// The lanes in order, the rest zero.
+    fn lanes(self, a: Self::V) -> [f32; 16];
+
+    /// All lanes added: halves folded onto each other, the same order every time.
+    #[inline(always)]
+    fn sum(self, a: Self::V) -> f32 {
+        let mut x = self.lanes(a);
+        let mut width = Self::LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                x[i] += x[i + width];
+            }
+        }
+        x[0]
+    }
+}

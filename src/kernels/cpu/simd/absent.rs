@@ -1,0 +1,23 @@
+//! Stand-ins on processors without the x86 instruction sets: types without a value.
+
+use std::convert::Infallible;
+
+/// Never exists here.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels::cpu) struct Avx2(pub(in crate::kernels::cpu) Infallible);
+
+/// Never exists here.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels::cpu) struct Avx512(pub(in crate::kernels::cpu) Infallible);
+
+impl Avx2 {
+    pub(in crate::kernels::cpu) fn detect() -> Option<Avx2> {
+        None
+    }
+}
+
+impl Avx512 {
+    pub(in crate::kernels::cpu) fn detect() -> Option<Avx512> {
+        None
+    }
+}

@@ -1,0 +1,88 @@
+//! Four floats in plain Rust.
+
+use super::Simd;
+
+/// Vectors without any special instruction.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels::cpu) struct Portable;
+
+type V = [f32; 4];
+
+#[inline(always)]
+fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+}
+
+impl Simd for Portable {
+    const LANES: usize = 4;
+    type V = V;
+    type M = [bool; 4];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, v: V) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        // Without the instruction a fused operation would be a library call.
+        self.add(self.mul(a, b), c)
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self, a: V) -> V {
+        // Adding and taking away 1.5·2^23 rounds small numbers; larger ones are integers already or not used.
+        const MAGIC: f32 = 12_582_912.0;
+        a.map(|a| (a + MAGIC) - MAGIC)
+    }
+    #[inline(always)]
+    fn scale2(self, a: V, n: V) -> V {
+        map2(a, n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn lt(self, a: V, b: V) -> [bool; 4] {
+        [a[0] < b[0], a[1] < b[1], a[2] < b[2], a[3] < b[3]]
+    }
+    #[inline(always)]
+    fn select(self, mask: [bool; 4], yes: V, no: V) -> V {
+        std::array::from_fn(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn lanes(self, a: V) -> [f32; 16] {
+        let mut x = [0.0; 16];
+        x[..4].copy_from_slice(&a);
+        x
+    }
+}

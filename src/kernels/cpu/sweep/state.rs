@@ -1,0 +1,195 @@
+//! What is remembered of a row while tiles go by, and the passes over one row of a tile.
+
+use super::{
+    super::{
+        math::{exp, softcap},
+        path::Task,
+        simd::Simd,
+    },
+    CANDIDATES, Candidate, Draw, Head,
+};
+
+/// A row's running statistics, relative to the largest z so far.
+pub(super) struct RowState {
+    /// Which head the row belongs to.
+    pub head: usize,
+    pub finite: bool,
+    pub argmax: u32,
+    pub max: f32,
+    /// `Σ exp(z − max)`.
+    pub sum: f64,
+    /// `Σ (max − z)·exp(z − max)`: entropy is `ln sum + spread / sum`, without cancellation.
+    pub spread: f64,
+    /// The best candidates, best first.
+    pub top: Vec<Candidate>,
+    /// How many to keep.
+    keep: usize,
+    /// `1 / draw temperature` where a mass per tile is needed for the draw.
+    pub draw_factor: Option<f32>,
+    /// Per tile: its mass for the draw, and the maximum it is relative to.
+    pub masses: Vec<(f32, f32)>,
+    pub uniform: f32,
+}
+
+/// Sums over one tile of a row, relative to its maximum.
+pub(super) struct Spread {
+    pub sum: f32,
+    pub spread: f32,
+    pub draw: f32,
+}
+
+impl RowState {
+    pub(super) fn new(index: usize, head: &Head<'_>, row: usize) -> RowState {
+        let (keep, draw_factor) = match head.draw {
+            Draw::Argmax => (head.top_k, None),
+            Draw::Scaled { top_p, .. } if top_p < 1.0 => (CANDIDATES, None),
+            Draw::Scaled { temperature, .. } => (head.top_k, Some(1.0 / temperature)),
+        };
+        RowState {
+            head: index,
+            finite: true,
+            argmax: 0,
+            max: f32::NEG_INFINITY,
+            sum: 0.0,
+            spread: 0.0,
+            top: Vec::with_capacity(keep + 1),
+            keep,
+            draw_factor,
+            masses: Vec::new(),
+            uniform: head.uniforms.get(row).copied().unwrap_or(0.0),
+        }
+    }
+
+    /// Looks at a tile's z: moves the maximum, the argmax and the candidates on. Gives the factor by which sums so far
+    /// shrink.
+    pub(super) fn meet(&mut self, z: &[f32], first: u32) -> f32 {
+        let largest = z.iter().fold(f32::NEG_INFINITY, |best, &value| if value > best { value } else { best });
+        let floor = if self.top.len() < self.keep {
+            f32::NEG_INFINITY
+        } else {
+            self.top.last().map_or(f32::INFINITY, |c| c.logit)
+        };
+        if largest > floor {
+            self.collect(z, first);
+        }
+        if largest <= self.max {
+            return 1.0;
+        }
+        let at = z.iter().position(|&value| value == largest).unwrap_or(0);
+        self.argmax = first + at as u32;
+        let step = f64::from(largest) - f64::from(self.max);
+        self.max = largest;
+        let factor = (-step).exp();
+        if self.sum > 0.0 {
+            self.spread = (self.spread + step * self.sum) * factor;
+            self.sum *= factor;
+        }
+        factor as f32
+    }
+
+    /// Puts a tile's candidates into the list; equal ones keep the order of their ids.
+    fn collect(&mut self, z: &[f32], first: u32) {
+        for (i, &logit) in z.iter().enumerate() {
+            if self.top.len() == self.keep && self.top.last().is_none_or(|last| logit <= last.logit) {
+                continue;
+            }
+            if logit <= -1e30 {
+                continue;
+            }
+            let at = self.top.partition_point(|other| other.logit >= logit);
+            self.top.insert(at, Candidate { token: first + i as u32, logit });
+            self.top.truncate(self.keep);
+        }
+    }
+
+    pub(super) fn add(&mut self, tile: Spread) {
+        self.sum += f64::from(tile.sum);
+        self.spread += f64::from(tile.spread);
+        if self.draw_factor.is_some() {
+            self.masses.push((tile.draw, self.max));
+        }
+    }
+}
+
+/// Softcap, then division by the temperature, each where given. False where an input is not finite.
+pub(super) struct Cap<'a> {
+    pub z: &'a mut [f32],
+    pub cap: Option<f32>,
+    pub temperature: Option<f32>,
+}
+
+impl Task for Cap<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        // 0·x is zero for finite x and not a number otherwise.
+        let mut poison = s.splat(0.0);
+        let mut tail = [0.0; 16];
+        let mut at = 0;
+        while at < self.z.len() {
+            let count = S::LANES.min(self.z.len() - at);
+            let part = &mut self.z[at..at + count];
+            let whole = count == S::LANES;
+            if !whole {
+                tail[..count].copy_from_slice(part);
+                tail[count..].fill(0.0);
+            }
+            let place = if whole { part.as_mut_ptr() } else { tail.as_mut_ptr() };
+            // SAFETY: a whole vector of the row, or the tail, which has sixteen numbers.
+            unsafe {
+                let mut v = s.load(place);
+                poison = s.fma(v, s.splat(0.0), poison);
+                if let Some(cap) = self.cap {
+                    v = softcap(s, v, cap);
+                }
+                if let Some(temperature) = self.temperature {
+                    v = s.div(v, s.splat(temperature));
+                }
+                s.store(place, v);
+            }
+            if !whole {
+                part.copy_from_slice(&tail[..count]);
+            }
+            at += count;
+        }
+        s.sum(poison) == 0.0
+    }
+}
+
+/// Replaces a row's z by `exp(z − max)`, negligible ones by zero, and sums what the statistics need (negligible ones
+/// included).
+pub(super) struct Weigh<'a> {
+    /// A whole number of panels.
+    pub z: &'a mut [f32],
+    pub max: f32,
+    pub cut: f32,
+    pub draw: Option<f32>,
+}
+
+impl Task for Weigh<'_> {
+    type Output = Spread;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Spread {
+        let zero = s.splat(0.0);
+        let (mut sum, mut spread, mut draw) = (zero, zero, zero);
+        let max = s.splat(self.max);
+        let cut = s.splat(-self.cut);
+        for i in (0..self.z.len()).step_by(S::LANES) {
+            // SAFETY: panels are whole numbers of vectors.
+            unsafe {
+                let place = self.z.as_mut_ptr().add(i);
+                let below = s.sub(s.load(place), max);
+                let p = exp(s, below);
+                sum = s.add(sum, p);
+                spread = s.fma(s.sub(zero, below), p, spread);
+                match self.draw {
+                    Some(1.0) => draw = sum,
+                    Some(factor) => draw = s.add(draw, exp(s, s.mul(below, s.splat(factor)))),
+                    None => {}
+                }
+                s.store(place, s.select(s.lt(below, cut), zero, p));
+            }
+        }
+        Spread { sum: s.sum(sum), spread: s.sum(spread), draw: s.sum(draw) }
+    }
+}

@@ -1,0 +1,99 @@
+//! Norms, rotation, activations and the exponential.
+
+use super::*;
+
+#[test]
+fn rms_norm_is_the_formula() {
+    let mut numbers = Numbers::new(1);
+    for cpu in cpus(2) {
+        for (rows, width) in [(1, 1), (3, 7), (5, 64), (40, 2816)] {
+            let (x, weight) = (numbers.vector(rows * width), numbers.vector(width));
+            for weight in [None, Some(&weight[..])] {
+                let mut out = vec![0.0; x.len()];
+                cpu.rms_norm(&x, width, weight, 1e-6, &mut out).unwrap();
+                let wanted: Vec<f64> = x
+                    .chunks(width)
+                    .flat_map(|row| {
+                        let mean = dot(row, row) / width as f64;
+                        let value = move |i: usize| f64::from(row[i]) / (mean + 1e-6).sqrt();
+                        (0..width).map(move |i| value(i) * weight.map_or(1.0, |w| f64::from(w[i])))
+                    })
+                    .collect();
+                close(&out, &wanted, 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn rope_turns_pairs_and_leaves_zero_frequencies() {
+    let mut numbers = Numbers::new(2);
+    for cpu in cpus(2) {
+        let (rows, heads, half) = (9, 3, 8);
+        let x = numbers.vector(rows * heads * half * 2);
+        let positions: Vec<u32> = (0..rows as u32).map(|row| row * 37).collect();
+        let mut frequencies: Vec<f32> = (0..half).map(|j| 10000f32.powf(-(j as f32) / half as f32)).collect();
+        frequencies[half - 1] = 0.0;
+        let mut out = x.clone();
+        cpu.rope(&mut out, heads, &positions, &frequencies).unwrap();
+        for (h, (x, y)) in x.chunks(2 * half).zip(out.chunks(2 * half)).enumerate() {
+            for j in 0..half {
+                let angle = f64::from(positions[h / heads] as f32 * frequencies[j]);
+                let (a, b) = (f64::from(x[j]), f64::from(x[j + half]));
+                close(&[y[j]], &[a * angle.cos() - b * angle.sin()], 1e-6);
+                close(&[y[j + half]], &[b * angle.cos() + a * angle.sin()], 1e-6);
+            }
+        }
+        assert_eq!(out[half - 1], x[half - 1]);
+    }
+}
+
+#[test]
+fn gelu_is_the_tanh_form() {
+    for cpu in cpus(1) {
+        let gate: Vec<f32> = (-500..500).map(|i| i as f32 * 0.03).collect();
+        let up: Vec<f32> = gate.iter().map(|x| 1.0 + x * 0.01).collect();
+        let mut out = vec![0.0; gate.len()];
+        cpu.gated_gelu(&gate, &up, &mut out).unwrap();
+        let wanted: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| gelu(f64::from(*g)) * f64::from(*u)).collect();
+        close(&out, &wanted, 4e-6);
+    }
+}
+
+#[test]
+fn exp_is_good_to_a_few_units_in_the_last_place() {
+    use crate::kernels::cpu::{math::exp, path::Task, simd::Simd};
+    struct Exp<'a>(&'a mut [f32]);
+    impl Task for Exp<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.0.iter_mut() {
+                *x = s.lanes(exp(s, s.splat(*x)))[0];
+            }
+        }
+    }
+    for cpu in cpus(1) {
+        let x: Vec<f32> = (-8700..8870).map(|i| i as f32 * 0.01).collect();
+        let mut y = x.clone();
+        cpu.checked().run(Exp(&mut y));
+        for (x, y) in x.iter().zip(&y) {
+            let wanted = f64::from(*x).exp();
+            assert!((f64::from(*y) - wanted).abs() <= 3e-7 * wanted, "exp({x}) = {y}, wanted {wanted}");
+        }
+        let mut special = [0.0, f32::NEG_INFINITY, -200.0, f32::INFINITY, 200.0, f32::NAN];
+        cpu.checked().run(Exp(&mut special));
+        assert_eq!(special[..5], [1.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY]);
+        assert!(special[5].is_nan());
+    }
+}
+
+#[test]
+fn wrong_lengths_are_errors() {
+    let cpu = Cpu::new(1, None).unwrap();
+    let mut out = [0.0; 8];
+    assert!(cpu.rms_norm(&[0.0; 7], 4, None, 1e-6, &mut out[..7]).is_err());
+    assert!(cpu.rms_norm(&[0.0; 8], 4, Some(&[1.0; 3]), 1e-6, &mut out).is_err());
+    assert!(cpu.rope(&mut out, 1, &[0], &[1.0]).is_err());
+    assert!(cpu.gated_gelu(&[0.0; 8], &[0.0; 7], &mut out).is_err());
+}
