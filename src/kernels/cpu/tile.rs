@@ -107,7 +107,7 @@ kernels!(
 
 #[inline(always)]
 unsafe fn kernel<S: Simd, const ROWS: usize, const VECTORS: usize>(s: S, tile: &Tile, column: usize) {
-    // SAFETY (whole body): offsets stay within what the caller promised of the tile.
+    // SAFETY: (whole body) offsets stay within what the caller promised of the tile.
     unsafe {
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
         let c = tile.c.add(column);

@@ -16,7 +16,7 @@ impl Avx2 {
     }
 }
 
-// SAFETY (all blocks below): a value of `Avx2` exists only where `detect` found the instructions; pointers are the
+// SAFETY: (all blocks below) a value of `Avx2` exists only where `detect` found the instructions; pointers are the
 // caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {

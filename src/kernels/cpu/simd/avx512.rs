@@ -19,7 +19,7 @@ impl Avx512 {
     }
 }
 
-// SAFETY (all blocks below): a value of `Avx512` exists only where `detect` found the instructions; pointers are the
+// SAFETY: (all blocks below) a value of `Avx512` exists only where `detect` found the instructions; pointers are the
 // caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx512 {
