@@ -44,12 +44,26 @@ const SAMPLER: &str = "EntropyBoundSamplerConfig";
 const MOST_STEPS: u64 = 10_000;
 
 impl GenerationDefaults {
-    /// Reads generation_config.json (`None` where there is none); end tokens missing there come from config.json.
+    /// Reads generation_config.json (`None` where there is none); end tokens missing there come from config.json. `name` is what
+    /// errors call the file.
     ///
     /// # Errors
     /// [`CheckpointError::Value`] for a value of the wrong type or out of the reference's ranges, for an end token outside
     /// the vocabulary, and for another sampler than the entropy-bound one.
-    pub fn from_json(file: Option<&Value>, config: &Value, vocabulary: usize) -> Result<Self, CheckpointError> {
+    pub(crate) fn from_json(
+        name: &str,
+        file: Option<&Value>,
+        config: &Value,
+        vocabulary: usize,
+    ) -> Result<Self, CheckpointError> {
+        Self::read(file, config, vocabulary).map_err(|(key, why)| CheckpointError::Value {
+            file: name.to_owned(),
+            key,
+            why,
+        })
+    }
+
+    fn read(file: Option<&Value>, config: &Value, vocabulary: usize) -> Result<Self, Wrong> {
         let empty = Map::new();
         let map = match file {
             None => &empty,
@@ -93,8 +107,11 @@ impl GenerationDefaults {
     }
 }
 
-fn wrong(key: &str, why: String) -> CheckpointError {
-    CheckpointError::Value { file: "generation_config.json".to_owned(), key: key.to_owned(), why }
+/// The key and what is wrong with it.
+type Wrong = (String, String);
+
+fn wrong(key: &str, why: String) -> Wrong {
+    (key.to_owned(), why)
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -108,7 +125,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn number(map: &Map<String, Value>, field: &str, key: &str, fallback: f32) -> Result<f32, CheckpointError> {
+fn number(map: &Map<String, Value>, field: &str, key: &str, fallback: f32) -> Result<f32, Wrong> {
     match map.get(field) {
         None | Some(Value::Null) => Ok(fallback),
         Some(value) => match value.as_f64().map(|value| value as f32) {
@@ -119,7 +136,7 @@ fn number(map: &Map<String, Value>, field: &str, key: &str, fallback: f32) -> Re
     }
 }
 
-fn count(map: &Map<String, Value>, key: &str, fallback: usize, least: u64) -> Result<usize, CheckpointError> {
+fn count(map: &Map<String, Value>, key: &str, fallback: usize, least: u64) -> Result<usize, Wrong> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(fallback),
         Some(value) => {
@@ -130,7 +147,7 @@ fn count(map: &Map<String, Value>, key: &str, fallback: usize, least: u64) -> Re
     }
 }
 
-fn end_tokens(map: &Map<String, Value>, config: &Value, vocabulary: usize) -> Result<Vec<u32>, CheckpointError> {
+fn end_tokens(map: &Map<String, Value>, config: &Value, vocabulary: usize) -> Result<Vec<u32>, Wrong> {
     let text = config.get("text_config").and_then(|text| text.get("eos_token_id"));
     let given = [map.get("eos_token_id"), config.get("eos_token_id"), text];
     let Some(value) = given.into_iter().flatten().find(|value| !value.is_null()) else { return Ok(Vec::new()) };
@@ -158,7 +175,7 @@ mod tests {
     use super::*;
 
     fn read(file: Value) -> Result<GenerationDefaults, CheckpointError> {
-        GenerationDefaults::from_json(Some(&file), &json!({"eos_token_id": [1, 9]}), 100)
+        GenerationDefaults::from_json("generation_config.json", Some(&file), &json!({"eos_token_id": [1, 9]}), 100)
     }
 
     #[test]
@@ -175,8 +192,10 @@ mod tests {
     fn what_is_missing_falls_back() {
         assert_eq!(read(json!({})).unwrap(), GenerationDefaults { end_tokens: vec![1, 9], ..Default::default() });
         let nested = json!({"text_config": {"eos_token_id": 3}});
-        assert_eq!(GenerationDefaults::from_json(None, &nested, 4).unwrap().end_tokens, [3]);
-        assert!(GenerationDefaults::from_json(None, &json!(7), 4).unwrap().end_tokens.is_empty());
+        assert_eq!(GenerationDefaults::from_json("generation_config.json", None, &nested, 4).unwrap().end_tokens, [3]);
+        assert!(
+            GenerationDefaults::from_json("generation_config.json", None, &json!(7), 4).unwrap().end_tokens.is_empty()
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod demo;
 mod error;
 mod folder;
 mod generation;
+mod gguf;
 mod map;
 mod safetensors;
 mod source;
@@ -16,10 +17,13 @@ mod text;
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
 pub use source::{HubName, Source};
+use std::path::Path;
+
 use tokenizers::Tokenizer;
 
 use crate::model::Weights;
 use folder::Folder;
+use gguf::{Gguf, GgufWeights};
 
 /// An opened checkpoint: everything a server needs to know of a model, its tensors not yet read.
 pub struct Checkpoint {
@@ -59,9 +63,7 @@ pub fn open(source: &Source) -> Result<Checkpoint, CheckpointError> {
             let id = full.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
             open_folder(id, &Folder::Disk(path.clone()))
         }
-        Source::Gguf(path) => {
-            Err(CheckpointError::unsupported(&path.display().to_string(), "GGUF files cannot be opened yet"))
-        }
+        Source::Gguf(path) => open_gguf(path),
         Source::Hub(name) => Err(CheckpointError::Name {
             name: name.to_string(),
             why: "hub names cannot be opened yet; download the repository and name its folder".to_owned(),
@@ -80,10 +82,45 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
     let generation = folder.json("generation_config.json")?;
     let vocabulary = config.pointer("/text_config/vocab_size").and_then(serde_json::Value::as_u64);
     let vocabulary = vocabulary.map_or(usize::MAX, |size| usize::try_from(size).unwrap_or(usize::MAX));
-    let generation = GenerationDefaults::from_json(generation.as_ref(), &config, vocabulary)?;
+    let generation = GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &config, vocabulary)?;
     let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
     Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights: Box::new(weights) })
 }
 
+/// Opens a GGUF file. Tokenizer, template and sampling files that lie beside it win over what it holds itself.
+fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let gguf = Gguf::open(path)?;
+    let file = gguf.container.file.clone();
+    let keys = gguf.keys();
+    keys.check_architecture()?;
+    let config = keys.config()?;
+    let tokens = keys.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let vocabulary = keys.vocabulary()?;
+    let folder = Folder::Disk(path.parent().map(Path::to_owned).unwrap_or_default());
+    let generation = match folder.json("generation_config.json")? {
+        Some(beside) => GenerationDefaults::from_json("generation_config.json", Some(&beside), &config, vocabulary)?,
+        None => GenerationDefaults::from_json(&file, Some(&keys.generation(&tokens)?), &config, vocabulary)?,
+    };
+    let tokenizer = text::tokenizer(&folder)?;
+    let mut chat = text::chat(&folder)?;
+    if chat.template.is_none() {
+        chat.template = keys.text("tokenizer.chat_template")?.map(str::to_owned);
+    }
+    for (spelling, key) in [(&mut chat.bos_token, "bos"), (&mut chat.eos_token, "eos")] {
+        if spelling.is_none() {
+            let id = keys.whole(&format!("tokenizer.ggml.{key}_token_id"))?;
+            *spelling = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)).cloned();
+        }
+    }
+    let text::Chat { template, bos_token, eos_token } = chat;
+    let id = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let Gguf { container, bytes } = gguf;
+    let weights = Box::new(GgufWeights::new(&container, bytes)?);
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights })
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[path = "../../tests/support/gguf.rs"]
+mod writer;

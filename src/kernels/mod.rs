@@ -30,7 +30,7 @@ pub enum ElementType {
 
 impl ElementType {
     /// Elements of one block and its bytes; `(1, size)` for plain numbers.
-    pub fn block(self) -> (usize, usize) {
+    pub const fn block(self) -> (usize, usize) {
         match self {
             ElementType::F32 => (1, 4),
             ElementType::F16 | ElementType::Bf16 => (1, 2),
