@@ -50,6 +50,9 @@ pub enum CheckpointError {
         /// What is wrong.
         why: String,
     },
+    /// The configuration describes nothing that can be served.
+    #[error(transparent)]
+    Config(#[from] crate::model::ConfigError),
     /// The file is sound, and this program does not know how to use it.
     #[error("{file}: {why}")]
     Unsupported {

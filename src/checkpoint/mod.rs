@@ -21,7 +21,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use crate::model::Weights;
+use crate::model::{Config, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -29,8 +29,8 @@ use gguf::{Gguf, GgufWeights};
 pub struct Checkpoint {
     /// The model's name as clients see it.
     pub id: String,
-    /// config.json, or what the keys of a GGUF file say in the same form.
-    pub config: serde_json::Value,
+    /// What the model is, from config.json or the keys of a GGUF file.
+    pub config: Config,
     /// How the checkpoint wants to be sampled.
     pub generation: GenerationDefaults,
     /// Text to token ids and back.
@@ -84,6 +84,7 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
     let vocabulary = vocabulary.map_or(usize::MAX, |size| usize::try_from(size).unwrap_or(usize::MAX));
     let generation = GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &config, vocabulary)?;
     let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
+    let config = Config::from_json(&config)?;
     Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights: Box::new(weights) })
 }
 

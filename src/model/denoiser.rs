@@ -1,0 +1,344 @@
+//! The model itself: what it is, the bytes it holds between passes, and one pass from tokens to rows.
+
+use candle_core::{DType, Tensor};
+
+use super::attention::{KvPool, PAGE_TOKENS};
+use super::backend::Backend;
+use super::config::{Config, LayerKind};
+use super::layer::{Context, Layer};
+use super::linear::Mlp;
+use super::load::{self, LoadError, LoadOptions, Tuning};
+use super::norm::{RmsNorm, Rotary};
+use super::observe::{Nobody, Observer};
+use super::plan::{Bounds, Plan};
+use super::vocab::{Request, Swept, VocabHead};
+use super::weights::Weights;
+use crate::pass::{Capacity, Conditioning, Denoiser, EngineError, Limits, Output, Pass, Row, SegmentError};
+
+/// A loaded DiffusionGemma.
+pub struct DiffusionGemma {
+    limits: Limits,
+    slides: bool,
+    hidden: usize,
+    backend: Backend,
+    parts: Parts,
+    reserved: Option<Reserved>,
+}
+
+/// The weights, ready to compute with.
+pub(super) struct Parts {
+    pub vocab: VocabHead,
+    pub layers: Vec<Layer>,
+    /// Before the self-conditioning MLP.
+    pub conditioning_norm: RmsNorm,
+    pub conditioning: Mlp,
+    /// Unweighted, after the self-conditioning sum.
+    pub conditioned_norm: RmsNorm,
+    /// The final norm.
+    pub norm: RmsNorm,
+    pub sliding_rotary: Rotary,
+    pub full_rotary: Rotary,
+}
+
+/// What lives from pass to pass.
+struct Reserved {
+    capacity: Capacity,
+    /// One pool per layer.
+    pools: Vec<KvPool>,
+    /// Soft embeddings, `[slots · canvas, hidden]`.
+    soft: Tensor,
+    /// Which slots hold one.
+    filled: Vec<bool>,
+}
+
+impl DiffusionGemma {
+    /// Loads the text part of a checkpoint; vision tensors are recognised and left alone.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming the tensor.
+    pub fn load(config: &Config, weights: &dyn Weights, options: &LoadOptions) -> Result<DiffusionGemma, LoadError> {
+        load::load(config, weights, options, Tuning::default())
+    }
+
+    pub(super) fn new(config: &Config, backend: Backend, parts: Parts) -> DiffusionGemma {
+        DiffusionGemma {
+            limits: limits(config, &parts),
+            slides: config.count(LayerKind::Sliding) > 0,
+            hidden: config.hidden,
+            backend,
+            parts,
+            reserved: None,
+        }
+    }
+
+    /// One pass with an observer.
+    pub(super) fn run_observed(
+        &mut self,
+        pass: &Pass,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Result<Output, SegmentError>>, EngineError> {
+        let reserved = self
+            .reserved
+            .as_mut()
+            .ok_or_else(|| EngineError::Capacity("reserve was not called before the first pass".into()))?;
+        let bounds = Bounds {
+            limits: &self.limits,
+            capacity: &reserved.capacity,
+            filled: &reserved.filled,
+            slides: self.slides,
+        };
+        let plan = Plan::of(pass, &bounds)?;
+        let forward = Forward { parts: &self.parts, backend: &self.backend, limits: &self.limits, plan: &plan };
+        let rows = forward.run(reserved, observer).map_err(device)?;
+        Ok(answers(&plan, rows))
+    }
+
+    /// The soft embedding of a slot, `[canvas, hidden]`.
+    pub(super) fn soft(&self, slot: usize) -> Result<Vec<f32>, EngineError> {
+        let reserved = self.reserved()?;
+        let canvas = self.limits.canvas;
+        super::backend::host(&reserved.soft.narrow(0, slot * canvas, canvas).map_err(device)?).map_err(device)
+    }
+
+    /// Replaces the soft embedding of a slot, `[canvas, hidden]`.
+    pub(super) fn set_soft(&mut self, slot: usize, values: Vec<f32>) -> Result<(), EngineError> {
+        let canvas = self.limits.canvas;
+        let soft = self.backend.tensor(values, &[canvas, self.hidden]).map_err(device)?;
+        let reserved = self.reserved.as_mut().ok_or_else(|| EngineError::Capacity("reserve was not called".into()))?;
+        reserved.soft.slice_set(&soft, 0, slot * canvas).map_err(device)?;
+        if let Some(filled) = reserved.filled.get_mut(slot) {
+            *filled = true;
+        }
+        Ok(())
+    }
+
+    /// `E[tokens] · √H`, `[tokens, hidden]`.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let rows = self.parts.vocab.embed(&self.backend, tokens).map_err(device)?;
+        super::backend::host(&rows).map_err(device)
+    }
+
+    /// Keys and values that a layer holds in some rows of its pool, each `[rows, kv_heads, head_dim]`.
+    pub(super) fn pool_rows(&self, layer: usize, rows: Vec<usize>) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+        let pool = self.reserved()?.pools.get(layer).ok_or_else(|| EngineError::Capacity("no such layer".into()))?;
+        pool.rows(&self.backend, rows).map_err(device)
+    }
+
+    fn reserved(&self) -> Result<&Reserved, EngineError> {
+        self.reserved.as_ref().ok_or_else(|| EngineError::Capacity("reserve was not called".into()))
+    }
+}
+
+impl Denoiser for DiffusionGemma {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn reserve(&mut self, capacity: Capacity) -> Result<(), EngineError> {
+        let refuse = |what: &str| EngineError::Capacity(format!("{what} do not fit the address space"));
+        // Row numbers travel as u32.
+        for pages in [capacity.full_pages, capacity.sliding_pages] {
+            if pages.checked_mul(PAGE_TOKENS).is_none_or(|rows| u32::try_from(rows).is_err()) {
+                return Err(refuse("pages"));
+            }
+        }
+        let soft_rows = capacity.slots.checked_mul(self.limits.canvas);
+        let fits = |n: usize| n.checked_mul(self.hidden * 4).is_some_and(|bytes| isize::try_from(bytes).is_ok());
+        let soft_rows = soft_rows.filter(|&n| fits(n)).ok_or_else(|| refuse("slots"))?;
+        let pools = self.parts.layers.iter().map(|layer| {
+            let pages = match layer.kind {
+                LayerKind::Full => capacity.full_pages,
+                LayerKind::Sliding => capacity.sliding_pages,
+            };
+            KvPool::new(&self.backend, pages, layer.kv_heads, layer.head_dim)
+        });
+        // The old state goes first: two of them may not fit.
+        self.reserved = None;
+        self.reserved = Some(Reserved {
+            capacity,
+            pools: pools.collect::<Result<_, _>>().map_err(device)?,
+            soft: Tensor::zeros((soft_rows, self.hidden), DType::F32, &self.backend.device).map_err(device)?,
+            filled: vec![false; capacity.slots],
+        });
+        Ok(())
+    }
+
+    fn run(&mut self, pass: &Pass) -> Result<Vec<Result<Output, SegmentError>>, EngineError> {
+        self.run_observed(pass, &mut Nobody)
+    }
+}
+
+fn device(error: candle_core::Error) -> EngineError {
+    EngineError::Device(error.to_string())
+}
+
+/// Each segment's answer; `rows` are those of all canvases, in plan order.
+fn answers(plan: &Plan<'_>, rows: Vec<Row>) -> Vec<Result<Output, SegmentError>> {
+    let mut answers: Vec<Result<Output, SegmentError>> = plan
+        .refused
+        .iter()
+        .map(|refusal| match refusal {
+            Some(error) => Err(error.clone()),
+            None => Ok(Output::Encoded),
+        })
+        .collect();
+    let mut rows = rows.into_iter();
+    for (span, _) in &plan.denoises {
+        let canvas: Vec<Row> = rows.by_ref().take(span.rows.len()).collect();
+        if let Some(answer) = answers.get_mut(span.segment) {
+            *answer = match canvas.iter().position(|row| !finite(row)) {
+                Some(row) => Err(SegmentError::NotFinite { row }),
+                None => Ok(Output::Denoised(canvas)),
+            };
+        }
+    }
+    answers
+}
+
+fn finite(row: &Row) -> bool {
+    row.max.is_finite() && row.lse.is_finite() && row.entropy.is_finite()
+}
+
+/// One pass, from tokens to rows.
+struct Forward<'a> {
+    parts: &'a Parts,
+    backend: &'a Backend,
+    limits: &'a Limits,
+    plan: &'a Plan<'a>,
+}
+
+impl Forward<'_> {
+    /// Rows of all canvases, in plan order; keys, values and soft embeddings are written.
+    fn run(&self, reserved: &mut Reserved, observer: &mut dyn Observer) -> candle_core::Result<Vec<Row>> {
+        let plan = self.plan;
+        if plan.tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut x = self.condition(self.parts.vocab.embed(self.backend, &plan.tokens)?, reserved)?;
+        let sliding = self.parts.sliding_rotary.angles(self.backend, &plan.positions)?;
+        let full = self.parts.full_rotary.angles(self.backend, &plan.positions)?;
+        let last = self.parts.layers.len().saturating_sub(1);
+        for (i, (layer, pool)) in self.parts.layers.iter().zip(&mut reserved.pools).enumerate() {
+            if observer.wants_hidden() {
+                observer.hidden(i, x.dim(1)?, &super::backend::host(&x)?);
+            }
+            let context = Context {
+                backend: self.backend,
+                plan,
+                window: self.limits.window,
+                angles: match layer.kind {
+                    LayerKind::Sliding => &sliding,
+                    LayerKind::Full => &full,
+                },
+                // Of the last layer's encode rows only the keys and values are ever used.
+                first_wanted: if i == last { plan.encode_rows } else { 0 },
+            };
+            match layer.forward(&x, pool, &context)? {
+                Some(next) => x = next,
+                None => return Ok(Vec::new()),
+            }
+        }
+        let swept = self.sweep(&self.parts.norm.forward(&x)?, observer)?;
+        self.keep_soft(&swept, reserved)?;
+        Ok(swept.rows)
+    }
+
+    /// Adds self-conditioning to the canvas rows (the model's reference, section 3.5).
+    fn condition(&self, x: Tensor, reserved: &Reserved) -> candle_core::Result<Tensor> {
+        let (plan, canvas) = (self.plan, self.limits.canvas);
+        if plan.denoises.is_empty() {
+            return Ok(x);
+        }
+        let mut soft = Vec::new();
+        for (_, c) in &plan.denoises {
+            if c.conditioning == Conditioning::Carried {
+                soft.push(reserved.soft.narrow(0, c.slot * canvas, canvas)?);
+            }
+        }
+        // A zero soft embedding passes the norm and the MLP as exact zeros, so fresh rows skip both.
+        let signal = match soft.is_empty() {
+            true => None,
+            false => {
+                let n = self.parts.conditioning_norm.forward(&Tensor::cat(&soft, 0)?)?;
+                Some(self.parts.conditioning.forward(&n)?)
+            }
+        };
+        let mut parts = Vec::with_capacity(plan.denoises.len());
+        let mut carried = 0;
+        for (span, c) in &plan.denoises {
+            let rows = x.narrow(0, span.rows.start, span.rows.len())?;
+            parts.push(match (&signal, c.conditioning) {
+                (Some(signal), Conditioning::Carried) => {
+                    carried += canvas;
+                    (rows + signal.narrow(0, carried - canvas, canvas)?)?
+                }
+                _ => rows,
+            });
+        }
+        let conditioned = self.parts.conditioned_norm.forward(&Tensor::cat(&parts, 0)?.contiguous()?)?;
+        match plan.encode_rows {
+            0 => Ok(conditioned),
+            n => Tensor::cat(&[x.narrow(0, 0, n)?, conditioned], 0),
+        }
+    }
+
+    fn sweep(&self, hidden: &Tensor, observer: &mut dyn Observer) -> candle_core::Result<Swept> {
+        let first = self.plan.encode_rows;
+        let requests: Vec<Request<'_>> = self
+            .plan
+            .denoises
+            .iter()
+            .map(|(span, canvas)| Request {
+                rows: span.rows.start - first..span.rows.end - first,
+                head: canvas.head,
+                uniforms: canvas.uniforms,
+            })
+            .collect();
+        self.parts.vocab.sweep(self.backend, hidden, &requests, observer)
+    }
+
+    /// Leaves each canvas's soft embedding in its slot for the next step; a damaged one is not kept.
+    fn keep_soft(&self, swept: &Swept, reserved: &mut Reserved) -> candle_core::Result<()> {
+        let canvas = self.limits.canvas;
+        for ((_, c), (i, rows)) in self.plan.denoises.iter().zip(swept.rows.chunks(canvas).enumerate()) {
+            let good = rows.iter().all(finite);
+            if good {
+                let soft = swept.soft.narrow(0, i * canvas, canvas)?.contiguous()?;
+                reserved.soft.slice_set(&soft, 0, c.slot * canvas)?;
+            }
+            if let Some(filled) = reserved.filled.get_mut(c.slot) {
+                *filled = good;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn limits(config: &Config, parts: &Parts) -> Limits {
+    const F32: u64 = 4;
+    let page_bytes = |kind| {
+        let attention = config.attention(kind);
+        let numbers = 2 * PAGE_TOKENS * attention.kv_heads * attention.head_dim * config.count(kind);
+        numbers as u64 * F32
+    };
+    Limits {
+        canvas: config.canvas,
+        vocabulary: config.vocabulary,
+        context: config.context,
+        window: config.window,
+        page_tokens: PAGE_TOKENS,
+        full_page_bytes: page_bytes(LayerKind::Full),
+        sliding_page_bytes: page_bytes(LayerKind::Sliding),
+        slot_bytes: (config.canvas * config.hidden) as u64 * F32,
+        row_bytes: working_numbers(config, parts) as u64 * F32,
+    }
+}
+
+/// Numbers that live at once for one row of a pass, an upper estimate: the stream and its copies, the widest of
+/// attention and feed-forward, or a tile of logits with its exponentials.
+fn working_numbers(config: &Config, parts: &Parts) -> usize {
+    let wide = config.heads * config.sliding.head_dim.max(config.full.head_dim);
+    let experts = config.experts.map_or(0, |e| e.top_k * (4 * e.intermediate + 3 * config.hidden));
+    let layer = (3 * wide).max(4 * config.intermediate + experts);
+    8 * config.hidden + layer.max(4 * parts.vocab.tile + 2 * config.hidden)
+}

@@ -1,0 +1,107 @@
+//! The mixture branch: the router, and the opaque grouped product of the experts.
+
+use candle_core::{Result, Tensor};
+
+use super::backend::{Backend, host, product};
+use super::linear::{Linear, gated};
+use super::norm::RmsNorm;
+
+/// Which experts each row goes to.
+pub(super) struct Routing {
+    /// Experts per row.
+    pub top_k: usize,
+    /// `[rows · top_k]`, best first within a row.
+    pub experts: Vec<u32>,
+    /// `[rows · top_k]`, the weight of each.
+    pub weights: Vec<f32>,
+}
+
+/// Scores rows and picks their experts (the model's reference, section 3.3).
+pub(super) struct Router {
+    pub norm: RmsNorm,
+    /// `router.scale · H^(−1/2)`, `[hidden]`.
+    pub scale: Tensor,
+    pub proj: Linear,
+    pub per_expert_scale: Vec<f32>,
+    pub top_k: usize,
+}
+
+impl Router {
+    /// `x` is the residual stream itself, `[rows, hidden]`.
+    pub fn route(&self, x: &Tensor) -> Result<Routing> {
+        let scores = self.proj.forward(&self.norm.forward(x)?.broadcast_mul(&self.scale)?)?;
+        let count = self.per_expert_scale.len();
+        let scores = host(&scores)?;
+        let rows = scores.len() / count;
+        let mut routing = Routing {
+            top_k: self.top_k,
+            experts: Vec::with_capacity(rows * self.top_k),
+            weights: Vec::with_capacity(rows * self.top_k),
+        };
+        let mut order: Vec<u32> = Vec::with_capacity(count);
+        for row in scores.chunks_exact(count) {
+            self.choose(row, &mut order, &mut routing);
+        }
+        Ok(routing)
+    }
+
+    /// Softmax over all experts, the best `top_k` renormalised to sum 1, then each expert's own scale.
+    fn choose(&self, scores: &[f32], order: &mut Vec<u32>, routing: &mut Routing) {
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let p: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+        order.clear();
+        order.extend(0..p.len() as u32);
+        // Ties go to the lower index; a total order keeps damaged (NaN) scores from upsetting the sort.
+        order.sort_by(|&a, &b| p[b as usize].total_cmp(&p[a as usize]).then(a.cmp(&b)));
+        let chosen = &order[..self.top_k];
+        // The common factor 1/Σp of the softmax cancels in the renormalisation.
+        let sum: f32 = chosen.iter().map(|&e| p[e as usize]).sum();
+        for &e in chosen {
+            routing.experts.push(e);
+            routing.weights.push(p[e as usize] / sum * self.per_expert_scale[e as usize]);
+        }
+    }
+}
+
+/// All experts of one layer.
+pub(super) enum Experts {
+    /// Plain candle operations: `gate_up [2·intermediate, hidden]` and `down [hidden, intermediate]` per expert. Kept
+    /// apart because a product with a slice of a stacked tensor would convert the whole stack on the CPU.
+    Twin(Vec<(Tensor, Tensor)>),
+}
+
+impl Experts {
+    /// `Σ weight · expert(row)`, summed by rank: `[rows, hidden]` to the same.
+    pub fn forward(&self, backend: &Backend, x: &Tensor, routing: &Routing) -> Result<Tensor> {
+        match self {
+            Experts::Twin(experts) => twin(backend, experts, x, routing),
+        }
+    }
+}
+
+fn twin(backend: &Backend, experts: &[(Tensor, Tensor)], x: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let (rows, hidden) = x.dims2()?;
+    let mut places: Vec<Vec<usize>> = vec![Vec::new(); experts.len()];
+    for (place, &e) in routing.experts.iter().enumerate() {
+        places[e as usize].push(place);
+    }
+    let mut outputs = Vec::new();
+    // Where each place's output lands in the concatenation of the experts' outputs.
+    let mut landed = vec![0u32; routing.experts.len()];
+    let mut next = 0u32;
+    for ((gate_up, down), places) in experts.iter().zip(&places).filter(|(_, p)| !p.is_empty()) {
+        let picked = places.iter().map(|place| (place / routing.top_k) as u32).collect();
+        let z = x.index_select(&backend.indices(picked)?, 0)?;
+        let both = product(&z, gate_up)?;
+        let width = both.dim(1)? / 2;
+        let inner = gated(&both.narrow(1, 0, width)?.contiguous()?, &both.narrow(1, width, width)?.contiguous()?)?;
+        outputs.push(product(&inner, down)?);
+        for &place in places {
+            landed[place] = next;
+            next += 1;
+        }
+    }
+    let by_place = Tensor::cat(&outputs, 0)?.index_select(&backend.indices(landed)?, 0)?;
+    let weights = backend.tensor(routing.weights.clone(), &[rows, routing.top_k, 1])?;
+    by_place.reshape((rows, routing.top_k, hidden))?.broadcast_mul(&weights)?.sum(1)
+}

@@ -1,0 +1,378 @@
+//! From a checkpoint's tensors to a model: names and shapes checked first, then one tensor after another packed and
+//! its source released, so that no weight exists twice.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::backend::{Backend, plain, widen};
+use super::config::{Config, LayerKind};
+use super::experts::{Experts, Router};
+use super::layer::{Layer, Mixture};
+use super::linear::{Linear, Mlp};
+use super::names::{DECODER, EMBEDDING, Known, Names, encoder_scalar};
+use super::norm::{RmsNorm, Rotary};
+use super::vocab::{Table, VocabHead};
+use super::weights::{RawTensor, WeightError, Weights};
+use super::{DiffusionGemma, Parts};
+use crate::kernels::ElementType;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A CUDA device by its number; needs a build with the feature `cuda`.
+    Cuda(usize),
+    /// A Metal device by its number; needs a build with the feature `metal`.
+    Metal(usize),
+}
+
+/// A type that plain weights may be converted to at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// 4 bytes a weight.
+    F32,
+    /// 2 bytes a weight; f32 checkpoints are rounded.
+    Bf16,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// Converts the matrices; `None` keeps the type they are stored in.
+    pub dtype: Option<WeightType>,
+    /// Threads of the CPU kernels, at least 1. The result does not depend on it.
+    pub threads: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads }
+    }
+}
+
+/// Why a checkpoint does not become a model.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A tensor cannot be read.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// Tensors the configuration asks for are not there.
+    #[error("the checkpoint lacks {}; it is incomplete, or config.json belongs to another one", listed(.names))]
+    Missing {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Tensors that no DiffusionGemma has.
+    #[error("the checkpoint holds tensors this model does not have: {}; is it another architecture?", listed(.names))]
+    Unknown {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A tensor's shape is not what config.json says.
+    #[error("tensor {name} has shape {found:?}, config.json asks for {wanted:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape wanted.
+        wanted: Vec<usize>,
+    },
+    /// A tensor's bytes do not fill its shape.
+    #[error("tensor {name} has {found} bytes, its shape and type need {wanted}; the file is damaged")]
+    Length {
+        /// Its name.
+        name: String,
+        /// Bytes found.
+        found: usize,
+        /// Bytes needed.
+        wanted: usize,
+    },
+    /// A tensor is stored in a type that cannot be used there.
+    #[error("tensor {name} is stored as {element:?}, which is not supported here")]
+    Element {
+        /// Its name.
+        name: String,
+        /// The type found.
+        element: ElementType,
+    },
+    /// The device cannot be used.
+    #[error("the device cannot be used: {0}")]
+    Device(String),
+}
+
+impl From<candle_core::Error> for LoadError {
+    fn from(error: candle_core::Error) -> LoadError {
+        LoadError::Device(error.to_string())
+    }
+}
+
+/// A few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Choices of the inner workings that change speed, never the meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tuning {
+    /// Columns of one vocabulary tile; `None` is the default of the operations.
+    pub vocabulary_tile: Option<usize>,
+    /// Which implementation computes.
+    pub operations: Operations,
+}
+
+/// Which implementation of the four opaque operations computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operations {
+    /// Our kernels on the CPU, candle elsewhere.
+    #[default]
+    ByDevice,
+    /// Plain candle operations everywhere.
+    Twins,
+}
+
+/// Columns of a vocabulary tile for the twins.
+const TWIN_TILE: usize = 4096;
+
+/// Builds the model.
+pub(super) fn load(
+    config: &Config,
+    weights: &dyn Weights,
+    options: &LoadOptions,
+    tuning: Tuning,
+) -> Result<DiffusionGemma, LoadError> {
+    let names = Names::of(config);
+    check_names(&names, weights)?;
+    let backend = Backend { device: device(options.device)? };
+    let loader = Loader { config, names: &names, weights, backend: &backend, dtype: options.dtype };
+    let vocab = loader.vocab(tuning)?;
+    let layers =
+        config.layers.iter().enumerate().map(|(i, &kind)| loader.layer(i, kind)).collect::<Result<Vec<_>, _>>()?;
+    let parts = Parts {
+        vocab,
+        layers,
+        conditioning_norm: loader.norm(&format!("{DECODER}self_conditioning.pre_norm.weight"))?,
+        conditioning: loader.mlp(&format!("{DECODER}self_conditioning."))?,
+        conditioned_norm: RmsNorm::unweighted(&backend, config.hidden, config.rms_norm_eps)?,
+        norm: loader.norm(&format!("{DECODER}norm.weight"))?,
+        sliding_rotary: Rotary::new(&config.sliding.rope, config.sliding.head_dim),
+        full_rotary: Rotary::new(&config.full.rope, config.full.head_dim),
+    };
+    for name in weights.names() {
+        weights.release(&name);
+    }
+    Ok(DiffusionGemma::new(config, backend, parts))
+}
+
+fn device(choice: DeviceChoice) -> Result<Device, LoadError> {
+    let missing = |feature: &str| LoadError::Device(format!("build with --features {feature} to use it"));
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(missing("cuda")),
+        DeviceChoice::Metal(_) if !cfg!(feature = "metal") => Err(missing("metal")),
+        DeviceChoice::Cuda(n) => Ok(Device::new_cuda(n)?),
+        DeviceChoice::Metal(n) => Ok(Device::new_metal(n)?),
+    }
+}
+
+fn check_names(names: &Names, weights: &dyn Weights) -> Result<(), LoadError> {
+    let present = weights.names();
+    let mut unknown: Vec<String> =
+        present.iter().filter(|name| names.classify(name) == Known::Unknown).cloned().collect();
+    if !unknown.is_empty() {
+        unknown.sort();
+        return Err(LoadError::Unknown { names: unknown });
+    }
+    let present: std::collections::HashSet<&str> = present.iter().map(String::as_str).collect();
+    let mut missing: Vec<String> =
+        names.needed().map(|(name, _)| name.to_owned()).filter(|name| !present.contains(name.as_str())).collect();
+    if !missing.is_empty() {
+        missing.sort();
+        return Err(LoadError::Missing { names: missing });
+    }
+    for name in &present {
+        if let Known::Duplicate(wanted) = names.classify(name)
+            && let Some(raw) = weights.get(name)?
+        {
+            check_shape(name, &raw, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_shape(name: &str, raw: &RawTensor<'_>, wanted: &[usize]) -> Result<(), LoadError> {
+    if raw.shape != wanted {
+        return Err(LoadError::Shape { name: name.into(), found: raw.shape.clone(), wanted: wanted.to_vec() });
+    }
+    let (elements, bytes) = raw.element.block();
+    // Sizes are bounded by the configuration, so the products cannot overflow; blocks run along the last dimension.
+    let row = wanted.last().copied().unwrap_or(1);
+    let rows: usize = wanted.iter().rev().skip(1).product();
+    let wanted = rows * row.div_ceil(elements) * bytes;
+    if row % elements != 0 || raw.bytes.len() != wanted {
+        return Err(LoadError::Length { name: name.into(), found: raw.bytes.len(), wanted });
+    }
+    Ok(())
+}
+
+struct Loader<'a> {
+    config: &'a Config,
+    names: &'a Names,
+    weights: &'a dyn Weights,
+    backend: &'a Backend,
+    dtype: Option<WeightType>,
+}
+
+impl Loader<'_> {
+    /// The tensor, with the shape the configuration wants.
+    fn raw(&self, name: &str) -> Result<RawTensor<'_>, LoadError> {
+        let missing = || LoadError::Missing { names: vec![name.into()] };
+        let Known::Needed(wanted) = self.names.classify(name) else { return Err(missing()) };
+        let raw = self.weights.get(name)?.ok_or_else(missing)?;
+        check_shape(name, &raw, wanted)?;
+        Ok(raw)
+    }
+
+    /// A small tensor as f32.
+    fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let raw = self.raw(name)?;
+        let values = widen(&raw).ok_or(LoadError::Element { name: name.into(), element: raw.element })?;
+        drop(raw);
+        self.weights.release(name);
+        Ok(values)
+    }
+
+    fn scalar(&self, name: &str) -> Result<f32, LoadError> {
+        Ok(self.values(name)?.first().copied().unwrap_or(1.0))
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor, LoadError> {
+        let values = self.values(name)?;
+        let shape = [values.len()];
+        Ok(self.backend.tensor(values, &shape)?)
+    }
+
+    fn norm(&self, name: &str) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm::new(self.vector(name)?, self.config.rms_norm_eps))
+    }
+
+    /// A matrix as a candle tensor in its stored type, or the type asked for.
+    fn matrix(&self, name: &str, element: ElementType, bytes: &[u8], shape: &[usize]) -> Result<Tensor, LoadError> {
+        let stored = plain(element).ok_or(LoadError::Element { name: name.into(), element })?;
+        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, &self.backend.device)?;
+        Ok(match self.dtype {
+            None => tensor,
+            Some(WeightType::F32) => tensor.to_dtype(DType::F32)?,
+            Some(WeightType::Bf16) => tensor.to_dtype(DType::BF16)?,
+        })
+    }
+
+    fn linear(&self, name: &str) -> Result<Linear, LoadError> {
+        let raw = self.raw(name)?;
+        let linear = Linear::Twin(self.matrix(name, raw.element, &raw.bytes, &raw.shape)?);
+        drop(raw);
+        self.weights.release(name);
+        Ok(linear)
+    }
+
+    fn mlp(&self, prefix: &str) -> Result<Mlp, LoadError> {
+        let part = |name: &str| self.linear(&format!("{prefix}{name}_proj.weight"));
+        Ok(Mlp { gate: part("gate")?, up: part("up")?, down: part("down")? })
+    }
+
+    fn vocab(&self, tuning: Tuning) -> Result<VocabHead, LoadError> {
+        let raw = self.raw(EMBEDDING)?;
+        let root = (self.config.hidden as f64).sqrt() as f32;
+        // The reference rounds √H to the embedding's type. Block formats are made from bf16 checkpoints.
+        let scale = match raw.element {
+            ElementType::F32 => root,
+            ElementType::F16 => half::f16::from_f32(root).to_f32(),
+            _ => half::bf16::from_f32(root).to_f32(),
+        };
+        let table = Table::Twin(self.matrix(EMBEDDING, raw.element, &raw.bytes, &raw.shape)?);
+        drop(raw);
+        self.weights.release(EMBEDDING);
+        Ok(VocabHead {
+            table,
+            vocabulary: self.config.vocabulary,
+            softcap: self.config.softcap,
+            scale,
+            tile: tuning.vocabulary_tile.unwrap_or(TWIN_TILE).clamp(1, self.config.vocabulary),
+        })
+    }
+
+    fn layer(&self, index: usize, kind: LayerKind) -> Result<Layer, LoadError> {
+        let at = |suffix: &str| format!("{DECODER}layers.{index}.{suffix}");
+        let attention = self.config.attention(kind);
+        Ok(Layer {
+            kind,
+            heads: self.config.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            q: self.linear(&at("self_attn.q_proj.weight"))?,
+            k: self.linear(&at("self_attn.k_proj.weight"))?,
+            v: match kind {
+                LayerKind::Sliding => Some(self.linear(&at("self_attn.v_proj.weight"))?),
+                LayerKind::Full => None,
+            },
+            o: self.linear(&at("self_attn.o_proj.weight"))?,
+            q_norm: self.norm(&at("self_attn.q_norm.weight"))?,
+            k_norm: self.norm(&at("self_attn.k_norm.weight"))?,
+            v_norm: RmsNorm::unweighted(self.backend, attention.head_dim, self.config.rms_norm_eps)?,
+            input_norm: self.norm(&at("input_layernorm.weight"))?,
+            post_attention_norm: self.norm(&at("post_attention_layernorm.weight"))?,
+            pre_feedforward_norm: self.norm(&at("pre_feedforward_layernorm.weight"))?,
+            post_feedforward_norm: self.norm(&at("post_feedforward_layernorm.weight"))?,
+            mlp: self.mlp(&at("mlp."))?,
+            mixture: self.mixture(&at)?,
+            encoder_scalar: self.scalar(&encoder_scalar(index))?,
+            decoder_scalar: self.scalar(&at("layer_scalar"))?,
+        })
+    }
+
+    fn mixture(&self, at: &dyn Fn(&str) -> String) -> Result<Option<Mixture>, LoadError> {
+        let Some(experts) = &self.config.experts else { return Ok(None) };
+        let hidden = self.config.hidden;
+        let root = (hidden as f64).powf(-0.5) as f32;
+        let scale = self.values(&at("router.scale"))?.iter().map(|s| s * root).collect();
+        Ok(Some(Mixture {
+            router: Router {
+                norm: RmsNorm::unweighted(self.backend, hidden, self.config.rms_norm_eps)?,
+                scale: self.backend.tensor(scale, &[hidden])?,
+                proj: self.linear(&at("router.proj.weight"))?,
+                per_expert_scale: self.values(&at("router.per_expert_scale"))?,
+                top_k: experts.top_k,
+            },
+            experts: self.experts(&at("experts.gate_up_proj"), &at("experts.down_proj"))?,
+            pre_norm: self.norm(&at("pre_feedforward_layernorm_2.weight"))?,
+            dense_norm: self.norm(&at("post_feedforward_layernorm_1.weight"))?,
+            post_norm: self.norm(&at("post_feedforward_layernorm_2.weight"))?,
+        }))
+    }
+
+    fn experts(&self, gate_up: &str, down: &str) -> Result<Experts, LoadError> {
+        let stack = |name: &str| -> Result<Vec<Tensor>, LoadError> {
+            let raw = self.raw(name)?;
+            let (count, shape) = (raw.shape[0], raw.shape[1..].to_vec());
+            let each = raw.bytes.len() / count;
+            let matrices = raw
+                .bytes
+                .chunks_exact(each)
+                .map(|bytes| self.matrix(name, raw.element, bytes, &shape))
+                .collect::<Result<_, _>>();
+            drop(raw);
+            self.weights.release(name);
+            matrices
+        };
+        Ok(Experts::Twin(stack(gate_up)?.into_iter().zip(stack(down)?).collect()))
+    }
+}
