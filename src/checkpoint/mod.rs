@@ -117,6 +117,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let id = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let Gguf { container, bytes } = gguf;
     let weights = Box::new(GgufWeights::new(&container, bytes)?);
+    let config = Config::from_json(&config)?;
     Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights })
 }
 

@@ -1,6 +1,7 @@
 use super::super::{Checkpoint, CheckpointError, Source, demo, open};
 use crate::checkpoint::writer::Gguf;
 use crate::kernels::ElementType;
+use crate::model::LayerKind;
 
 const HIDDEN: usize = 32;
 const HEAD: usize = 8;
@@ -82,14 +83,12 @@ fn the_published_layout() {
     assert_eq!((checkpoint.bos_token.as_deref(), checkpoint.eos_token.as_deref()), (Some("<bos>"), Some("<eos>")));
     assert_eq!(checkpoint.generation.end_tokens, [1, 4]);
     assert_eq!(checkpoint.generation.max_denoising_steps, 48);
-    let text = &checkpoint.config["text_config"];
-    for (key, value) in [("vocab_size", 6), ("num_hidden_layers", 2), ("num_key_value_heads", 2), ("head_dim", HEAD)] {
-        assert_eq!(text[key], value, "{key}");
-    }
-    assert_eq!((&text["num_global_key_value_heads"], &text["global_head_dim"]), (&1.into(), &16.into()));
-    assert_eq!(text["layer_types"], serde_json::json!(["sliding_attention", "full_attention"]));
-    assert_eq!(text["rope_parameters"]["full_attention"]["partial_rotary_factor"], 0.25);
-    assert_eq!((&text["rms_norm_eps"], &checkpoint.config["canvas_length"]), (&1e-6.into(), &16.into()));
+    let config = &checkpoint.config;
+    assert_eq!((config.vocabulary, config.canvas, config.rms_norm_eps), (6, 16, 1e-6));
+    assert_eq!(config.layers, [LayerKind::Sliding, LayerKind::Full]);
+    assert_eq!((config.sliding.head_dim, config.sliding.kv_heads), (HEAD, 2));
+    assert_eq!((config.full.head_dim, config.full.kv_heads), (16, 1));
+    assert_eq!(config.full.rope.rotating_pairs, 2);
     let weights = &checkpoint.weights;
     let scalar = |name: &str| weights.get(name).unwrap().unwrap().bytes.into_owned();
     assert_eq!(scalar("model.decoder.layers.1.layer_scalar"), floats([0.25]));
@@ -140,7 +139,7 @@ fn writers_differ_in_types() {
         assert_eq!(opened(&other).unwrap().config, same);
     }
     let all_alike = model().u32(&key("attention.head_count_kv"), 1);
-    assert_eq!(opened(&all_alike).unwrap().config["text_config"]["num_key_value_heads"], 1);
+    assert_eq!(opened(&all_alike).unwrap().config.sliding.kv_heads, 1);
     let sampled =
         model().u32("diffusion.eb_max_steps", 12).f32("diffusion.eb_t_max", 0.9).f32("diffusion.eb_entropy_bound", 0.2);
     let generation = opened(&sampled).unwrap().generation;
