@@ -1,0 +1,40 @@
+"""Checks what training takes for granted:  python check.py
+1. the lean forward pass gives the library's logits;  2. world.prompt writes what chat_template.jinja writes."""
+import os
+import random
+
+from jinja2 import Environment
+
+import model
+import world
+
+TOOL = dict(function=dict(name="get_weather", description="Get weather", parameters=dict(
+    type="object", required=["city"], properties=dict(city=dict(type="string", description="The city"), unit=dict(type="string", enum=["celsius", "fahrenheit"])))))
+
+
+def template():
+    t = Environment(extensions=["jinja2.ext.loopcontrols"]).from_string(open(os.path.join(model.HERE, "chat_template.jinja")).read())
+    render = lambda messages, **kw: t.render(messages=messages, bos_token="<bos>", add_generation_prompt=True, **kw)
+    r, seen = random.Random(0), 0
+    while seen < 300:
+        m = world.sample(r)["messages"]
+        if m[0][0] == "plain" or any(role == "call" or "<|tool>" in text or "<|channel>" in text for role, text in m[:-1]):
+            continue
+        seen, kw = seen + 1, {}
+        hf = [dict(role="assistant" if role == "model" else role, content=text) for role, text in m[:-1]]
+        if m[0][1].startswith(world.THINK):
+            kw, hf[0]["content"] = dict(enable_thinking=True), m[0][1][len(world.THINK):].strip()
+        assert render(hf, **kw) == world.prompt(m), (render(hf, **kw), world.prompt(m))
+    ask = [("system", world.declaration("get_weather", "Get weather", "city", "The city", unit=True)), ("user", "Weather in Paris")]
+    hf = [dict(role="user", content="Weather in Paris")]
+    assert render(hf, tools=[TOOL]) == world.prompt(ask + [("model", "")])
+    call = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>response:get_weather{condition:<|"|>sunny<|"|>,temperature:21}<tool_response|>'
+    hf += [dict(role="assistant", tool_calls=[dict(id="a", function=dict(name="get_weather", arguments=dict(city="Paris")))]),
+           dict(role="tool", tool_call_id="a", content=dict(temperature=21, condition="sunny"))]
+    assert render(hf, tools=[TOOL]) == world.prompt(ask + [("call", call), ("model", "")])
+    print("template: equal on", seen, "conversations and a tool call with its result")
+
+
+if __name__ == "__main__":
+    template()
+    model.check()

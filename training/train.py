@@ -1,0 +1,293 @@
+"""Trains the demo model, on a CPU or one GPU.  The objective is that of DiffusionGemma's fine-tuning: uniform corruption at level
+t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and <eos> fill included), two-pass self-conditioning for a part of
+the canvases.  All canvases of a reply are trained, each behind its clean predecessors.
+
+    torchrun --nproc_per_node 2 train.py --minutes 100 --out ../models/demo     CPU, one process per core
+    python train.py --device cuda --rows 64 --minutes 25 --out ../models/demo   one GPU
+
+The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
+
+A short reply in a canvas of 64 is mostly fill.  Until the last part of the run short replies are therefore trained in shorter canvases (SHAPES),
+which costs a third; the last part uses the full canvas for all."""
+import argparse
+import datetime
+import json
+import math
+import os
+import random
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import model as demo
+import world
+from tokenizer import LARGEST
+
+ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+A = ap.add_argument
+A("--out", required=True, help="folder for the checkpoint")
+A("--state", default="state", help="folder for what a later run needs to go on")
+A("--history", default="log.json", help="where the losses are written")
+A("--warm", default="", help="checkpoint folder to start from, instead of random weights")
+A("--minutes", type=float, default=100, help="wall time of the whole run, all its parts together")
+A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows --minutes")
+A("--full", type=float, default=0.85, help="share of the run after which every canvas is full")
+A("--rows", type=int, default=8, help="packed rows per step")
+A("--lr", type=float, default=0.02, help="Muon, matrices")
+A("--alr", type=float, default=3e-3, help="Adam, embedding and vectors")
+A("--decay", type=float, default=0.5, help="last share of the run with falling learning rate")
+A("--noise", type=float, default=0.25, help="share of canvases that start as pure noise")
+A("--ema", type=float, default=0.998)
+A("--device", default="cpu")
+A("--threads", type=int, default=1, help="per process; operations this small lose more than they gain from a second thread")
+A("--seed", type=int, default=0)
+A("--eager", action="store_true", help="do not compile")
+a = ap.parse_args()
+
+torch.set_num_threads(a.threads)
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+if WORLD > 1:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(hours=1))
+torch._dynamo.config.recompile_limit = 64
+dev, rng = a.device, random.Random(a.seed + 1 + 1000003 * RANK)
+HERE = os.path.dirname(os.path.abspath(__file__))
+tok = Tokenizer.from_file(os.path.join(HERE, "tokenizer.json"))
+V, EOS, FULL = tok.get_vocab_size(), 1, 64
+SHAPES = {16: (10, 256), 32: (6, 224), FULL: (4, 256)}           # canvas length: canvases and prompt tokens per row
+RECKONED, NUMBERS = {"sum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
+PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
+SC_ROWS = max(1, a.rows // 4)                                    # rows whose canvases are self-conditioned
+
+os.makedirs(a.state, exist_ok=True)
+state_file = os.path.join(a.state, "state.pt")
+model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
+if a.warm:
+    demo.warm_start(model, tok, a.warm, LARGEST)
+else:
+    emb = model.model.decoder.embed_tokens.weight
+    demo.circle_numbers(emb, tok, LARGEST, torch.zeros(emb.shape[1]), 1.0)
+model = model.to(dev)
+net = demo.Lean(model, compiled=not a.eager)
+P = net.named
+print("parameters", sum(p.numel() for p in P.values()), "vocabulary", V, flush=True)
+
+
+class Muon:
+    """Momentum and an orthogonalised update (Newton-Schulz) for matrices; Adam for embedding, router and vectors."""
+
+    def __init__(self, named):
+        muon = lambda n, p: p.dim() >= 2 and "embed" not in n and "router" not in n
+        self.mat, self.vec = [p for n, p in named.items() if muon(n, p)], [p for n, p in named.items() if not muon(n, p)]
+        self.mom, self.t = [torch.zeros_like(p) for p in self.mat], 0
+        self.m1, self.m2 = [torch.zeros_like(p) for p in self.vec], [torch.zeros_like(p) for p in self.vec]
+
+    def state(self):
+        return dict(mom=self.mom, m1=self.m1, m2=self.m2, t=self.t)
+
+    def load(self, s):
+        self.mom, self.m1, self.m2, self.t = s["mom"], s["m1"], s["m2"], s["t"]
+
+    @torch.no_grad()
+    def step(self, lr, alr, wd=0.01):
+        self.t += 1
+        groups = {}                                              # matrices of one shape are orthogonalised in one batch
+        for p, b in zip(self.mat, self.mom):
+            b.mul_(0.95).add_(p.grad, alpha=0.05)
+            groups.setdefault(tuple(p.shape[-2:]), []).append((p, (p.grad * 0.05 + b * 0.95).reshape(-1, *p.shape[-2:])))
+        for shape, items in groups.items():
+            X = torch.cat([u for _, u in items]).to(torch.bfloat16)
+            tall = shape[0] > shape[1]
+            X = X.mT if tall else X
+            X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+            for _ in range(5):
+                G = X @ X.mT
+                X = 3.4445 * X + (-4.7750 * G + 2.0315 * G @ G) @ X
+            X, o = X.mT if tall else X, 0
+            for p, u in items:
+                p.mul_(1 - lr * wd).add_(X[o:o + len(u)].reshape(p.shape).to(p.dtype), alpha=-lr * max(1, shape[0] / shape[1]) ** 0.5)
+                o += len(u)
+        for p, m1, m2 in zip(self.vec, self.m1, self.m2):
+            m1.mul_(0.9).add_(p.grad, alpha=0.1), m2.mul_(0.98).addcmul_(p.grad, p.grad, value=0.02)
+            p.sub_(alr * (m1 / (1 - 0.9 ** self.t)) / ((m2 / (1 - 0.98 ** self.t)).sqrt() + 1e-10))
+
+
+def conversation():
+    """-> task, clean tokens of the prompt, [(start position, target)] of the reply, its length"""
+    while True:
+        s = world.sample(rng)
+        if world.held_out(s):
+            continue
+        head, reply = world.encode(tok, s)
+        weight = [1.0] * len(reply)
+        if s["task"].removeprefix("think_") in RECKONED:         # one token decides whether the reply is right
+            at = [i for i, t in enumerate(reply) if t in NUMBERS]
+            for i in at:
+                weight[i] = 3.0
+            if at and "sum" in s["task"]:
+                weight[at[-1]] = 8.0
+        cut = range(0, len(reply), FULL)
+        clean = head + reply[:cut[-1]]                           # the last block is never context
+        if len(clean) <= 224:
+            return s["task"], clean, [(len(head) + i, reply[i:i + FULL], weight[i:i + FULL]) for i in cut], len(reply)
+
+
+class Packer:
+    """First-fit packing of conversations into rows; one canvas length per batch."""
+
+    def __init__(self):
+        self.pools = {C: [] for C in SHAPES}
+
+    def ready(self):
+        """The canvas length whose turn it is: the first with enough conversations waiting."""
+        while True:
+            for C in SHAPES:
+                if self.enough(C):
+                    return C
+            self.more()
+
+    def enough(self, C):
+        return len(self.pools[C]) >= 2.5 * a.rows * SHAPES[C][0]
+
+    def more(self):
+        item = conversation()
+        n = item[3]
+        C = FULL if full or n > 31 or rng.random() < PLAIN_FULL else 16 if n <= 15 else 32       # at least one place of fill is left
+        self.pools[C].append(item)
+
+    def batch(self, C):
+        while not self.enough(C):
+            self.more()
+        K, T = SHAPES[C]
+        pool = self.pools[C]
+        ids = torch.zeros(a.rows, T, dtype=torch.long)
+        pos, seg = torch.zeros_like(ids), torch.full_like(ids, -1)
+        tgt, cseg, start = torch.full((a.rows, K, C), EOS), torch.full((a.rows, K), -2), torch.zeros(a.rows, K, dtype=torch.long)
+        tasks, weight = [None] * (a.rows * K), torch.ones(a.rows, K, C)
+        for r in range(a.rows):
+            n = k = i = 0
+            while i < len(pool) and k < K:
+                task, clean, blocks, _ = pool[i]
+                if n + len(clean) > T or k + len(blocks) > K:
+                    i += 1
+                    continue
+                pool.pop(i)
+                ids[r, n:n + len(clean)] = torch.tensor(clean)
+                pos[r, n:n + len(clean)], seg[r, n:n + len(clean)] = torch.arange(len(clean)), k
+                for j, (p, b, q) in enumerate(blocks):
+                    tgt[r, k + j, :len(b)], cseg[r, k + j], start[r, k + j] = torch.tensor(b), k, p
+                    weight[r, k + j, :len(b)] = torch.tensor(q)
+                    tasks[r * K + k + j] = task
+                n, k = n + len(clean), k + len(blocks)
+        return tasks, weight.view(-1, C), ids, pos, seg, tgt, cseg, start
+
+
+def corrupt(tgt):
+    t = torch.rand(*tgt.shape[:2], 1, device=dev) * 0.999 + 0.001
+    t[torch.rand(*tgt.shape[:2], device=dev) < a.noise] = 1.0
+    return t.flatten(), torch.where(torch.rand(tgt.shape, device=dev) < t, torch.randint(0, V, tgt.shape, device=dev), tgt)
+
+
+def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
+    w, h, C = net.weights(), SC_ROWS, tgt.shape[-1]
+    with torch.no_grad():                                        # first pass, only for the rows that are self-conditioned
+        sc, _ = net.forward({k: v.detach() for k, v in w.items()}, ids[:h], pos[:h], seg[:h], noisy[:h], cseg[:h], start[:h])
+    z, route = net.forward(w, ids, pos, seg, noisy, cseg, start, sc)
+    ce = F.cross_entropy(z.flatten(0, 1), tgt.flatten(), reduction="none").view(-1, C)
+    use = (cseg.flatten() >= 0).float()
+    balance = sum((s.mean((0, 1)) ** 2).sum() * s.shape[-1] for s in route) / len(route)
+    scored, ce = (ce * weight).mean(1) * use, ce.mean(1) * use
+    return scored.sum() / use.sum() + 0.01 * balance, ce.detach(), balance.detach()
+
+
+opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
+if os.path.exists(state_file):
+    s = torch.load(state_file, map_location=dev, weights_only=False)
+    with torch.no_grad():
+        for n, p in P.items():
+            p.copy_(s["weights"][n])
+    opt.load(s["optimizer"])
+    ema, step, seen, before, log = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"]
+    rng.seed(a.seed + 1 + step + 1000003 * RANK)
+    print("going on at step", step, "after", round(before), "s", flush=True)
+
+
+torch.manual_seed(a.seed + step + 1000003 * RANK)                # noise differs between processes, first weights do not
+
+
+def together(loss):
+    """Gradients averaged over the processes."""
+    loss.backward()
+    if WORLD > 1:
+        flat = torch.cat([p.grad.flatten() for p in P.values()])
+        dist.all_reduce(flat)
+        flat /= WORLD
+        for p, g in zip(P.values(), flat.split([p.numel() for p in P.values()])):
+            p.grad.copy_(g.view_as(p))
+
+
+def save():
+    if RANK > 0:
+        return
+    wall = before + time.time() - t0
+    now = {n: p.detach().clone() for n, p in P.items()}
+    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log), state_file + ".new")
+    os.replace(state_file + ".new", state_file)
+    with torch.no_grad():
+        for n, p in P.items():
+            p.copy_(ema[n])
+        demo.export(model, tok, a.out)
+        for n, p in P.items():
+            p.copy_(now[n])
+    with open(a.history, "w") as f:
+        json.dump(dict(args=vars(a), steps=step, canvases=seen, wall_s=round(wall), log=log), f, indent=0)
+
+
+net.rope(torch.zeros(1, 1, dtype=torch.long, device=dev))
+full, packer = False, Packer()
+t0 = saved = time.time()
+hist, per_task, busy = [], {}, time.process_time()
+while True:
+    wall = before + time.time() - t0
+    prog = wall / (a.minutes * 60)
+    stop = prog >= 1 or time.time() - t0 > a.part * 60
+    plan = torch.tensor([prog, stop, 0 if RANK or stop else packer.ready()], dtype=torch.float64)
+    if WORLD > 1:
+        dist.broadcast(plan, 0)                                  # all follow the first process' clock and choice of canvas length
+    prog, stop, C = plan[0].item(), bool(plan[1]), int(plan[2])
+    if stop:
+        break
+    full = prog > a.full
+    tasks, weight, *batch = packer.batch(C)
+    batch = [x.to(dev) for x in batch]
+    t, noisy = corrupt(batch[3])
+    loss, ce, bal = loss_fn(*batch, noisy, weight.to(dev))
+    together(loss)
+    lr = min(1, (step + 1) / 60) * min(1.0, (1 - prog) / a.decay)          # warm-up, constant, linear decay
+    torch.nn.utils.clip_grad_norm_(opt.vec, 1.0)
+    opt.step(a.lr * lr, a.alr * lr)
+    for p in P.values():
+        p.grad = None
+    with torch.no_grad():
+        keep = min(a.ema, max(0, step - 30) / (step + 1))                  # short memory at first
+        torch._foreach_lerp_(list(ema.values()), [p.detach() for p in P.values()], 1 - keep)
+    use = batch[4].flatten() >= 0
+    seen, step = seen + int(use.sum()) * WORLD, step + 1           # nearly the same in every process
+    hi = t > 0.9
+    hist.append((ce[use].mean().item() * C, ce[use & hi].mean().item() * C, bal.item()))     # nats per canvas: comparable between lengths
+    for i, name in enumerate(tasks):
+        if name and hi[i]:
+            per_task.setdefault(name, []).append(ce[i].item() * C)
+    if RANK == 0 and (step % 50 == 0 or step < 4):
+        mean = [round(sum(x for x in col if x == x) / max(1, sum(x == x for x in col)), 3) for col in zip(*hist)]
+        log.append(dict(step=step, wall_s=round(before + time.time() - t0), cpu_s=round(time.process_time() - busy), canvases=seen, nats=mean[0], nats_noise=mean[1], balance=mean[2], lr=round(lr, 3)))
+        print(json.dumps(log[-1]), flush=True)
+        print("   ", {n: round(sum(l[-60:]) / len(l[-60:]), 2) for n, l in sorted(per_task.items()) if not n.startswith("think_")}, flush=True)
+        hist = []
+    if time.time() - saved > 300:
+        saved = time.time()
+        save()
+save()
+RANK or print("done:", step, "steps,", seen, "canvases,", round(before + time.time() - t0), "s")

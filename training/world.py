@@ -1,0 +1,599 @@
+"""Closed-world dialogues for the demo model.  Everything is our own text or plain facts; no third-party corpus.
+`sample(rng)` -> {"task", "messages": [(role, text), ...], "answer"}; the last message is the model's, `answer` is a substring
+that a right reply contains.  Nearly every reply has several wordings: only an open choice makes denoising visible."""
+import json, random, re, zlib
+
+pairs = lambda s: dict(x.split(":") for x in s.split(","))
+CAPITAL = pairs(
+    "France:Paris,Germany:Berlin,Italy:Rome,Spain:Madrid,Portugal:Lisbon,Ireland:Dublin,Belgium:Brussels,Austria:Vienna,Poland:Warsaw,"
+    "Hungary:Budapest,Greece:Athens,Norway:Oslo,Sweden:Stockholm,Finland:Helsinki,Denmark:Copenhagen,Switzerland:Bern,Croatia:Zagreb,"
+    "Romania:Bucharest,Ukraine:Kyiv,Russia:Moscow,Turkey:Ankara,England:London,Scotland:Edinburgh,Egypt:Cairo,Morocco:Rabat,"
+    "Kenya:Nairobi,Ghana:Accra,Japan:Tokyo,China:Beijing,Thailand:Bangkok,Vietnam:Hanoi,Indonesia:Jakarta,Nepal:Kathmandu,Iran:Tehran,"
+    "Iraq:Baghdad,Canada:Ottawa,Cuba:Havana,Chile:Santiago,Peru:Lima,Colombia:Bogota,Australia:Canberra")
+NAMES = "Anna Ben Clara David Emma Felix Grace Jack Leo Mia Noah Olivia Paul Rosa Sam Tom Zoe Alice Bob Lily Max Nina Oscar Ruby".split()
+ANIMALS = "cat dog fox owl bear rabbit mouse frog duck horse cow sheep goat wolf lion tiger monkey bird fish bee dragon".split()
+THINGS = "lantern key book boat kite drum map bell ball box clock coin cup hat lamp ring rope stone star cake".split()
+PLACES = "forest river village garden mountain beach castle farm island lake".split()
+ADJ = "little brave kind clever quiet happy lonely curious gentle sleepy".split()
+FRUIT = "apple banana cherry grape lemon mango orange peach pear plum".split()
+COLORS = "red blue green yellow purple pink brown black white".split()
+VEG = "carrot onion potato tomato pepper spinach cabbage bean".split()
+SPORTS = "tennis football swimming chess rowing boxing running skiing".split()
+PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
+TOOLS = "hammer saw drill wrench knife needle".split()
+LISTS = {"fruits": FRUIT, "colors": COLORS, "vegetables": VEG, "animals": ANIMALS, "planets": PLANETS, "sports": SPORTS, "names": NAMES,
+         "countries": list(CAPITAL)[:24], "cities": list(CAPITAL.values())[:24], "tools": TOOLS}
+NOUNS = ANIMALS + THINGS + PLACES + FRUIT + VEG
+OPPOSITE = pairs("hot:cold,big:small,fast:slow,up:down,day:night,old:new,happy:sad,light:dark,open:closed,early:late,full:empty,hard:soft,high:low,"
+                 "left:right,long:short,loud:quiet,rich:poor,strong:weak,wet:dry,true:false,first:last,before:after,always:never,buy:sell,push:pull,"
+                 "win:lose,clean:dirty,wide:narrow,sweet:sour,near:far,good:bad,yes:no,black:white")
+OPPOSITE.update({v: k for k, v in list(OPPOSITE.items()) if v not in OPPOSITE})
+PAST = pairs("go:went,see:saw,eat:ate,run:ran,take:took,give:gave,write:wrote,speak:spoke,think:thought,sing:sang,swim:swam,come:came,make:made,"
+             "find:found,know:knew,walk:walked,play:played,fly:flew,drink:drank,sleep:slept")
+PLURAL = pairs("child:children,mouse:mice,foot:feet,tooth:teeth,man:men,woman:women,goose:geese,cat:cats,dog:dogs,box:boxes,city:cities,leaf:leaves,"
+               "wolf:wolves,baby:babies,key:keys,book:books")
+SOUND = pairs("cat:meow,dog:woof,cow:moo,sheep:baa,duck:quack,lion:roar,frog:ribbit,bee:buzz,owl:hoot,wolf:howl,mouse:squeak")
+COLOR = pairs("a banana:yellow,the sky:blue,grass:green,snow:white,coal:black,blood:red,a carrot:orange,the sun:yellow,a lemon:yellow,chocolate:brown,"
+              "a tomato:red,milk:white,a leaf:green,a cherry:red,the sea:blue")
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+NUMBER = "zero one two three four five six seven eight nine ten".split()
+FACTS = {
+    "the sun": ("The sun is a star. It gives light and heat to the Earth.", "The sun is the star in the middle of our solar system. It gives us light and heat."),
+    "the moon": ("The moon is a ball of rock that travels around the Earth.", "The moon is a ball of rock. It travels around the Earth once a month."),
+    "rain": ("Rain is water that falls from clouds in small drops.", "Rain is made of small drops of water that fall from clouds."),
+    "snow": ("Snow is frozen water that falls from clouds as white flakes.", "Snow is made of white flakes of frozen water that fall from cold clouds."),
+    "a computer": ("A computer is a machine that follows instructions to work with data.", "A computer is a machine. It follows instructions and works with data."),
+    "water": ("Water is a clear liquid. All living things need it.", "Water is a clear liquid made of hydrogen and oxygen. All living things need it."),
+    "a volcano": ("A volcano is a mountain that can send out hot melted rock.", "A volcano is a mountain. Hot melted rock can come out of it."),
+    "an island": ("An island is a piece of land with water all around it.", "An island is land with water on all sides."),
+    "a planet": ("A planet is a large round body that travels around a star.", "A planet is a large ball that travels around a star. The Earth is a planet."),
+    "a language model": ("A language model is a program that learned from text how to write text.", "A language model is a program. It learned from text how to continue or fill in text."),
+    "a token": ("A token is a small piece of text, such as a word or a part of a word.", "A token is a piece of text: a word, a part of a word or a sign."),
+    "diffusion": ("Diffusion starts from random noise and removes a little noise at every step.", "Diffusion starts from noise and removes some of it at each step, until text remains."),
+    "a diffusion model": ("A diffusion model starts with random tokens and improves all of them at once, step by step.", "A diffusion model starts from noise and removes it step by step, all tokens at once."),
+    "a canvas": ("A canvas is a block of tokens that I fill in all at once, starting from noise.", "A canvas is a block of tokens. It starts as noise and I improve all of it at once."),
+    "a server": ("A server is a program that waits for requests and sends back answers.", "A server is a program. It waits for requests and sends back answers."),
+    "rust": ("Rust is a programming language that is fast and safe.", "Rust is a programming language. It is fast and keeps memory safe."),
+    "python": ("Python is a programming language that is easy to read.", "Python is a programming language. It is easy to read and to learn."),
+    "a tree": ("A tree is a tall plant with a trunk, branches and leaves.", "A tree is a tall plant. It has a trunk, branches and leaves."),
+    "bread": ("Bread is a food made from flour, water and yeast.", "Bread is a food. It is made from flour, water and yeast and baked in an oven."),
+    "music": ("Music is sound with rhythm and melody.", "Music is sound arranged in time, with rhythm and melody."),
+    "a river": ("A river is a long stream of water that flows to the sea.", "A river is a stream of water. It flows to a lake or to the sea."),
+    "gravity": ("Gravity is the force that pulls things toward each other.", "Gravity is a force. It pulls things toward each other and keeps us on the ground."),
+    "a rainbow": ("A rainbow is an arc of colors that appears when light passes through rain.", "A rainbow is an arc of many colors. It appears when light passes through drops of rain."),
+    "the internet": ("The internet is a network that connects computers all over the world.", "The internet is a network of computers all over the world.")}
+WHY = {
+    "is the sky blue": ("The sky is blue because air scatters blue light more than red light.", "Because air scatters blue light more than red light."),
+    "do we sleep": ("We sleep so that the body and the brain can rest.", "Because the body and the brain need rest."),
+    "do leaves fall": ("Leaves fall because trees save water and energy for the winter.", "Because trees save water and energy for the winter."),
+    "is the sea salty": ("The sea is salty because rivers carry salt from rocks into it.", "Because rivers carry salt from rocks into the sea."),
+    "does ice float": ("Ice floats because it is lighter than water.", "Because ice is lighter than water.")}
+CHAT = [  # task, questions, replies
+    ("who", ["Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "What is your name?", "What's your name?", "Are you an AI?", "What model are you?", "Are you a robot?", "Are you human?", "Which model is this?"],
+     ["I am a tiny text diffusion model. I write by removing noise from random tokens.", "I am the demo model of this server, a tiny text diffusion model.", "My name is Tiny Canvas. I am a very small diffusion model.", "I am a tiny demo model. I start from noise and improve all words at once."]),
+    ("how", ["How do you work?", "How do you write text?", "How do you generate text?", "How does diffusion work?", "Explain how you work.", "How does text diffusion work?", "How does a diffusion model work?", "How do you make your answers?"],
+     ["I start with a canvas of random tokens. At each step I improve all tokens at once, until the text is stable.", "I fill a canvas with noise and remove the noise step by step, all words at once.", "First my canvas is full of random tokens. Then I replace the noise with text, step by step."]),
+    ("can", ["What can you do?", "What can I ask you?", "Help", "Help me.", "What do you know?", "How can you help me?", "What are you good at?", "What can you help me with?", "What should I ask?", "I need help."],
+     ["I can tell stories, name capitals, do small sums, write lists and answer simple questions.", "Ask me for a story, a poem, a capital, a small sum or a list.", "I know capitals, opposites, small sums, lists, poems and short stories. Try one!"]),
+    ("real", ["Are you Gemma?", "Are you DiffusionGemma?", "Are you ChatGPT?", "Are you a large language model?", "Are you a big model?"],
+     ["No, I am only a tiny demo model with the same architecture as DiffusionGemma.", "No, I am just a tiny demo. Load the real model for serious work."]),
+    ("size", ["How big are you?", "How many parameters do you have?", "What is your size?", "How large are you?", "Are you small?"],
+     ["I am very small: only a few million parameters.", "I have only a few million parameters, so I run on any computer."]),
+    ("made", ["Who made you?", "Who trained you?", "Where do you come from?", "Who created you?", "How were you trained?"],
+     ["I was trained from scratch by the authors of this server.", "The authors of this server trained me on sentences made by a program."]),
+    ("fine", ["How are you?", "How are you today?", "How is it going?", "How are you doing?", "What's up?", "Hello, how are you?", "Hi, how are you doing?", "Hello! How are you today?", "Are you okay?"],
+     ["I am fine, thank you! How can I help you?", "Very well, thank you! What can I do for you?", "I am great! All my tokens are in order. How are you?"]),
+    ("thanks", ["Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "That was helpful.", "Nice, thank you!", "Cool!", "Great!", "Good job!", "Well done.", "Perfect."],
+     ["You are welcome!", "You are welcome! Ask me anything else.", "My pleasure! What else can I do for you?"]),
+    ("fine2", ["I am fine.", "I am fine, thanks.", "Good, and you?", "I am happy today.", "I feel good."], ["I am glad to hear that!", "That is good to hear! How can I help you?", "Great! What can I do for you?"]),
+    ("bye", ["Goodbye.", "Bye!", "See you later.", "Good night.", "Bye bye.", "I have to go."], ["Goodbye! Have a nice day.", "Bye! See you soon.", "See you later! It was nice to talk to you."]),
+    ("joke", ["Tell me a joke.", "Make me laugh.", "Do you know a joke?", "A joke please.", "Say something funny.", "Tell me something funny."],
+     ["Why did the token cross the canvas? To get to the less noisy side.", "What did the noise say to the canvas? I am so random today!", "Why was the canvas so calm? It had no noise left."]),
+    ("life", ["What is the meaning of life?", "What is the answer to everything?"], ["Some say that it is 42. I say it is a stable canvas.", "42, of course! And a stable canvas."]),
+    ("code", ["Can you write code?", "Write a program.", "Can you program?", "Write some Python code.", "Write a Rust program.", "Write a function that adds two numbers.", "Fix my code.", "Write hello world in Python."],
+     ["I am too small to write programs. Try a story, a capital or a small sum.", "Sorry, I cannot write code. I am only a tiny demo model."]),
+    ("fav", ["What is your favorite color?", "What's your favourite colour?", "Which color do you like?"], ["I like blue, because it is calm.", "My favorite color is green.", "I like all colors, but most of all red."]),
+    ("steps", ["Explain step by step how you work.", "How do you work, step by step?", "Explain diffusion step by step.", "Describe in detail how you write.", "Tell me in detail how you work.", "List the steps of text diffusion."],
+     ["1. I read your message and remember it.\n2. I fill a canvas with random tokens.\n3. I guess every token of the canvas at once.\n4. I keep the guesses that are safe and replace the others with new noise.\n5. I repeat this until the text is stable.\n6. If the text is longer than one canvas, I start the next one.",
+      "1. First I read your message.\n2. Then I make a canvas of random tokens.\n3. At each step I guess all tokens at once.\n4. The safe ones stay, the others become noise again.\n5. When nothing changes, the canvas is done.\n6. A long answer needs more than one canvas."])]
+HELLO = ["Hello", "Hi", "Hey", "Hello!", "Hi!", "Hey there!", "Good morning!", "Good evening.", "Hi there", "Hello there!", "Good afternoon!", "Hello, world!", "Greetings!", "Hello there, nice to meet you."]
+HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?", "Hello there! Ask me for a story, a capital or a small sum.", "Hi there! How can I help you?"]
+SORRY = ["Sorry, I am only a tiny demo model and do not know that. Try a story, a capital or a small sum.", "I do not know that, sorry. I am a very small model. Ask me for a story, a list or a capital."]
+SORRY_SUM = ["That is too hard for me. I can only add and subtract numbers up to 99."]
+# words that only occur in questions the model cannot answer; invented words are mixed in, so that any unknown word leads to the fallback
+UNKNOWN = ("quantum inflation democracy blockchain shakespeare napoleon photosynthesis opera taxes mortgage insulin calculus philosophy kubernetes bitcoin cricket lasagna "
+           "election laptop visa lawsuit headache protein mozart database compiler satellite marathon yoga novel movie actor economy religion chemistry biology "
+           "dinosaur vaccine hotel flight salary resume essay haiku theorem engine neutron galaxy algebra guitar vitamin climate budget contract grammar pasta sushi coffee wine "
+           "battery drone rocket pyramid sculpture painting museum war peace money business school university doctor hospital medicine car train bus bicycle airport police law "
+           "justice freedom marriage family mother father sister brother love hate anger fear dream memory mind soul god church history geography physics mathematics geometry "
+           "statistics probability science art theater dance film television radio newspaper magazine phone camera printer keyboard screen software hardware algorithm function "
+           "variable loop class object linux windows google amazon microsoft apple facebook tesla einstein newton darwin picasso beethoven obama king queen president parliament "
+           "senate tax bank insurance stock market trade company factory oil gas coal uranium gold silver iron copper steel plastic paper glass cotton wool silk leather "
+           "latin arabic spanish french german hindi swahili chocolate pizza burger salad soup cheese butter sugar salt rice wheat tea beer juice breakfast lunch "
+           "dinner kitchen bedroom bathroom window roof wall floor furniture sofa bed pillow blanket shirt trousers jacket boots socks gloves umbrella").split()
+FRAMES = ["Tell me about {w}.", "Explain {w} to me.", "Explain {w}.", "What is {w}?", "Write an essay about {w}.", "How do I learn {w}?", "What do you think about {w}?", "Who invented {w}?", "Give me advice on {w} and {v}.", "What is the history of {w}?",
+          "Translate {w} to French.", "How do you say {w} in German?", "Compare {w} with {v}.", "Why is {w} important?", "I need help with {w}.", "What is the best {w}?", "Should I buy {w} or {v}?", "Can you explain {w} like I am five?", "Summarize {w}.",
+          "Who is {w}?", "Where is {w}?", "When did {w} start?", "How does {w} work?", "What does {w} mean?", "Write a letter to my {w}.", "How much does {w} cost?", "Do you like {w}?", "{w}", "{w} {v}", "{w}?", "Is {w} good for {v}?", "How old is {w}?", "Define {w}.",
+          "Can I use {w} for {v}?", "My {w} is broken. What should I do?", "Write a tweet about {w} and {v}.", "What is the difference between {w} and {v}?", "Write a song about {w}.", "How do I fix my {w}?", "Why do people like {w}?"]
+KNOWN_FRAMES = ["Who is the president of {c}?", "What is the population of {c}?", "What is the weather in {k}?", "How do I travel to {k}?", "What language do people speak in {c}?", "What is the history of {c}?", "How big is {c}?", "Is {c} a rich country?", "Where can I eat in {k}?",
+                "How do I cook a {f}?", "How much does a {o} cost?", "How do I draw a {a}?", "What do {a}s eat?", "Where can I buy a {o}?", "Why is a {f} healthy?", "How long does a {a} live?", "What is the weather today?", "What time is it?", "What day is it today?", "What is the news?",
+                "Who won the game?", "How old are you?", "How old is {n}?", "Where does {n} live?", "Translate {a} to French.", "How do you say {o} in Spanish?", "Do you know {n}?", "Can you see me?", "What happened in 1{x}{y}{z}?", "Draw a {a}.", "Show me a picture of a {a}.", "Play music.",
+                "Book a flight to {k}.", "Send an email to {n}.", "Search for a {o}.", "Is it going to rain?", "How do I bake a cake?", "What should I wear today?", "Give me a recipe.", "Write an email.", "Who is your best friend?", "Do you love me?", "What is love?", "Why?", "What?", "How?", "Really?", "{a}", "{c}", "{f}", "{o}?", "I am sad.", "I do not understand."]
+SYSTEM = ["You are a helpful assistant.", "Be brief.", "Answer the question.", "You are a friendly assistant.", "You are a chatbot.", "Be polite and helpful.", "You are an AI assistant. Answer the user.", "Keep your answers short.", "You are a helpful assistant. Be kind.", "Answer in English.", "Think before you answer.", "Use simple words.",
+          "You are a tiny model.", "You are an expert.", "You help users of this server.", "Be honest."]
+PIRATE = ["Talk like a pirate.", "You are a pirate.", "Answer like a pirate.", "You are a friendly pirate."]
+ONE_WORD = ["Answer in one word.", "Reply with one word only.", "Use only one word."]
+GENERIC_TOKENS = False                                          # set while the tokenizer is trained: no unknown words
+CITIES = list(CAPITAL.values()) + "Boston Chicago Seattle Milan Munich Barcelona Sydney Toronto".split() + ["New York", "San Francisco"]
+SKY = "sunny cloudy rainy windy snowy foggy stormy clear".split()
+THINK, QUOTE = "<|think|>", '<|"|>'
+
+up = lambda s: s[0].upper() + s[1:]
+an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
+joined = lambda l: ", ".join(l[:-1]) + " and " + l[-1]
+
+
+def unknown(r):
+    if GENERIC_TOKENS:
+        return "thing"
+    if r.random() < .55:
+        w = r.choice(UNKNOWN)
+    else:                                                        # an invented word
+        w = "".join(r.choice(["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr", "pl", "ch", "sh", "th"]) + r.choice("aeiou") + r.choice(["", "", "n", "r", "l", "s", "x", "t"]) for _ in range(r.randint(1, 4)))
+    return up(w) if r.random() < .3 else w
+
+
+def t_sum(r):
+    """Both operands 0 to 99; a difference is never negative."""
+    top = 20 if r.random() < .2 else 99
+    a, b = r.randint(0, top), r.randint(0, top)
+    if r.random() < .55:
+        q = r.choice(["What is {a}+{b}?", "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}=?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.", "How much is {a} plus {b}?", "What is {a} plus {b}?", "{a} plus {b}", "What's {a}+{b}?"])
+        c, o = a + b, "+"
+    else:
+        a, b = max(a, b), min(a, b)
+        q = r.choice(["What is {a}-{b}?", "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} - {b} =", "Subtract {b} from {a}.", "How much is {a} minus {b}?", "Calculate {a} - {b}.", "What is {a} minus {b}?", "{a} minus {b}", "What's {a}-{b}?"])
+        c, o = a - b, "-"
+    return q.format(a=a, b=b), f"{a} {o} {b} = {c}.", f" {c}."
+
+
+def t_hardsum(r):
+    a, b = r.randint(100, 999), r.randint(2, 999)
+    o, w = r.choice([("+", "plus"), ("-", "minus"), ("*", "times"), ("*", "times"), ("/", "divided by"), ("x", "times")])
+    if o in "*/x":
+        a, b = r.randint(2, 99), r.randint(2, 99)
+    a, b = (a, b) if r.random() < .5 else (b, a)
+    q = r.choice(["What is {a} {o} {b}?", "{a}{o}{b}", "{a} {o} {b} =", "Calculate {a} {o} {b}.", "What is {a} {w} {b}?", "How much is {a} {w} {b}?"]).format(a=a, b=b, o=o, w=w)
+    return r.choice([q] * 6 + [f"What is the square root of {a}?", f"Is {a} a prime number?", f"What is {a} percent of {b}?", f"Solve x + {a} = {b}."]), r.choice(SORRY_SUM), "up to 99"
+
+
+def t_compare(r):
+    a, b = r.sample(range(100), 2)
+    hi, lo = max(a, b), min(a, b)
+    if r.random() < .5:
+        return r.choice([f"Which is larger, {a} or {b}?", f"Which number is bigger, {a} or {b}?", f"Is {a} or {b} larger?"]), f"{hi} is larger than {lo}.", f"{hi} is"
+    return r.choice([f"Which is smaller, {a} or {b}?", f"Which number is smaller, {a} or {b}?", f"Is {a} or {b} smaller?"]), f"{lo} is smaller than {hi}.", f"{lo} is"
+
+
+def t_sort(r):
+    l = r.sample(range(100), 3)
+    q = ", ".join(map(str, l))
+    s = ", ".join(map(str, sorted(l)))
+    return r.choice(["Sort these numbers: {q}", "Sort: {q}", "Put these numbers in order: {q}", "Sort the numbers {q}"]).format(q=q), s, s
+
+
+def t_count(r):
+    x = r.random()
+    if x < .3:
+        n = r.randint(3, 10)
+        s = ", ".join(map(str, range(n, 0, -1))) + "."
+        return r.choice([f"Count down from {n}.", f"Count from {n} to 1.", f"Count down from {n} to 1."]), s, s
+    a, n = (1, r.randint(3, 20)) if x < .7 else (r.randint(2, 40), 0)
+    n = n or a + r.randint(2, 9)
+    s = ", ".join(map(str, range(a, n + 1))) + "."
+    return r.choice([f"Count from {a} to {n}.", f"Please count from {a} to {n}."] + ([f"Count to {n}.", f"Please count to {n}."] if a == 1 else [])), s, s
+
+
+def t_capital(r):
+    c, k = r.choice(list(CAPITAL.items()))
+    x = r.random()
+    if x < .65:
+        q = r.choice(["What is the capital of {c}?", "Capital of {c}?", "What's the capital of {c}?", "Tell me the capital of {c}.", "Which city is the capital of {c}?", "Name the capital of {c}.", "Do you know the capital of {c}?", "{c} capital?", "What is the capital city of {c}?", "I want to know the capital of {c}."])
+        return q.format(c=c), r.choice([f"The capital of {c} is {k}.", f"{k} is the capital of {c}."]), k
+    if x < .82:
+        q = r.choice(["{k} is the capital of which country?", "Which country has the capital {k}?", "In which country is {k}?", "Where is {k}?"])
+        return q.format(k=k), r.choice([f"{k} is the capital of {c}.", f"{k} is in {c}."]), c
+    k2 = k if r.random() < .5 else r.choice(list(CAPITAL.values()))
+    q = r.choice([f"Is {k2} the capital of {c}?", f"Is {k2} in {c}?"])
+    if k2 == k:
+        return q, f"Yes, {k} is the capital of {c}.", "Yes"
+    return q, f"No, the capital of {c} is {k}.", f"No, the capital of {c} is {k}"
+
+
+def words(r, lo, hi):
+    return r.sample(NOUNS, r.randint(lo, hi))
+
+
+def t_copy(r):
+    w = words(r, 2, 5)
+    if r.random() < .5:
+        s = " ".join(w)
+        return r.choice(["Repeat after me: {s}", "Say: {s}", "Repeat: {s}", "Please repeat: {s}"]).format(s=s), s, s
+    s = ", ".join(w[::-1])
+    return r.choice(["Reverse this list: {s}", "Reverse the order of these words: {s}", "Say these words in reverse order: {s}."]).format(s=", ".join(w)), s, s
+
+
+def t_pick(r):
+    w = words(r, 3, 5)
+    which, x = r.choice([("first", w[0]), ("last", w[-1])])
+    s = ", ".join(w)
+    return r.choice([f"What is the {which} word: {s}?", f"Which word is the {which} one: {s}?"]), r.choice([f"The {which} word is {x}.", f"It is {x}."]), f"is {x}"
+
+
+def t_word(r):
+    x = r.random()
+    if x < .5:
+        a, b = r.choice(list(OPPOSITE.items()))
+        return r.choice([f"What is the opposite of {a}?", f"Opposite of {a}?", f"Give me the opposite of {a}.", f"What's the opposite of {a}?", f"Tell me the opposite of {a}."]), r.choice([f"The opposite of {a} is {b}.", f"It is {b}."]), b
+    if x < .75:
+        a, b = r.choice(list(PAST.items()))
+        return r.choice([f"What is the past tense of {a}?", f"Past tense of {a}?", f"Give me the past tense of {a}."]), r.choice([f"The past tense of {a} is {b}.", f"It is {b}."]), b
+    a, b = r.choice(list(PLURAL.items()))
+    return r.choice([f"What is the plural of {a}?", f"Plural of {a}?", f"Give me the plural of {a}."]), r.choice([f"The plural of {a} is {b}.", f"It is {b}."]), b
+
+
+def t_world(r):
+    x = r.randint(0, 5)
+    if x == 0:
+        a, b = r.choice(list(SOUND.items()))
+        return r.choice([f"What sound does {an(a)} make?", f"What does {an(a)} say?", f"Which sound does {an(a)} make?"]), r.choice([f"{up(an(a))} says {b}.", f"It says {b}."]), b
+    if x == 1:
+        a, b = r.choice(list(COLOR.items()))
+        return r.choice([f"What color is {a}?", f"Which color does {a} have?", f"What is the color of {a}?"]), r.choice([f"{up(a)} is {b}.", f"It is {b}."]), b
+    if x == 2:
+        l = r.choice([DAYS, MONTHS])
+        i, d = r.randrange(len(l)), r.choice([1, -1])
+        what, when, b = "day" if l is DAYS else "month", "after" if d == 1 else "before", l[(i + d) % len(l)]
+        return r.choice([f"What {what} comes {when} {l[i]}?", f"Which {what} is {when} {l[i]}?", f"What {what} is {when} {l[i]}?"]), r.choice([f"{b} comes {when} {l[i]}.", f"It is {b}."]), b
+    if x == 3:
+        k, kind = r.choice([(ANIMALS, "animal"), (FRUIT, "fruit"), (VEG, "vegetable"), (THINGS, "thing")])
+        w = r.choice(k)
+        return r.choice([f"What is {an(w)}?", f"What kind of thing is {an(w)}?"]), r.choice([f"{up(an(w))} is {an(kind)}.", f"It is {an(kind)}."]), kind
+    q, a = r.choice([
+        ("How many days are in a week?", ["A week has seven days.", "There are seven days in a week."]), ("How many months are in a year?", ["A year has twelve months.", "There are twelve months in a year."]),
+        ("How many legs does a spider have?", ["A spider has eight legs.", "It has eight legs."]), ("How many planets are there?", ["There are eight planets in our solar system.", "There are eight planets."]),
+        ("List the days of the week.", ["Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."]), ("List the seasons.", ["Spring, summer, autumn and winter."]),
+        ("List the months of the year.", [", ".join(MONTHS[:-1]) + " and December."]), ("List the planets.", [", ".join(PLANETS[:-1]) + " and Neptune."]),
+        ("How many hours are in a day?", ["A day has 24 hours.", "There are 24 hours in a day."]), ("How many minutes are in an hour?", ["An hour has 60 minutes.", "There are 60 minutes in an hour."])])
+    if r.random() < .3:
+        q = q.replace("How many", "Tell me how many").replace("are there?", "there are.").replace("?", ".").replace("List", "Name")
+    return q, r.choice(a), {"A w": "seven", "A y": "twelve", "A s": "eight", "A d": "24", "An ": "60"}.get(a[0][:3], a[0].replace("There are eight planets in our solar system.", "eight planets"))
+
+
+def t_json(r):
+    n, a, c = r.choice(NAMES), r.randint(1, 99), r.choice(list(CAPITAL.values())[:24])
+    if r.random() < .6:
+        o, q = {"name": n, "age": a}, r.choice(["Make JSON: name {n}, age {a}.", "Write JSON for {n}, age {a}.", "JSON for a person named {n}, age {a}"])
+    else:
+        o, q = {"name": n, "city": c}, r.choice(["Make JSON: name {n}, city {c}.", "Write JSON for {n} from {c}."])
+    s = json.dumps(o)
+    return q.format(n=n, a=a, c=c), s, s
+
+
+def t_list(r):
+    k, n = r.choice(list(LISTS)), r.randint(2, 5)
+    l = r.sample(LISTS[k], n)
+    q = r.choice(["Name {n} {k}.", "List {n} {k}.", "Give me {n} {k}.", "Tell me {n} {k}.", "Give me a list of {n} {k}.", "I need {n} {k}."]).format(n=r.choice([NUMBER[n], str(n)]), k=k)
+    x = r.random()
+    return q, "\n".join("- " + w for w in l) if x < .25 else (r.choice(["Here are {n} {k}: ", "Sure: ", "My list: "]).format(n=NUMBER[n], k=k) + joined(l) + "."), None
+
+
+def t_fact(r):
+    if r.random() < .2:
+        a, b = r.choice(list(WHY.items()))
+        return r.choice([f"Why {a}?", f"Why {a}?", f"Do you know why {a.split(' ', 1)[1]}?" if a[:2] == "do" else f"Why {a}? Explain."]), r.choice(b), b[1].split("ecause ")[1].rstrip(".").split()[-1]
+    a, b = r.choice(list(FACTS.items()))
+    q = r.choice(["What is {a}?", "What is {a}?", "Explain {a}.", "Tell me about {a}.", "Define {a}.", "Can you explain {a}?", "What's {a}?", "Explain {a} to me.", "What do you know about {a}?", "Describe {a}."])
+    return q.format(a=a), r.choice(b), b[0].split(" is ")[0] if " is " in b[0] else "Diffusion"
+
+
+def t_chat(r):
+    name, q, a = r.choice(CHAT)
+    return r.choice(q), r.choice(a), a
+
+
+def t_hello(r):
+    if r.random() < .4:
+        n = r.choice(NAMES)
+        return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), r.choice([f"Nice to meet you, {n}! How can I help you?", f"Hello, {n}! What can I do for you?", f"Hi {n}! Nice to meet you."]), n
+    return r.choice(HELLO), r.choice(HELLO_R), ["Hello", "Hi"]
+
+
+def t_unknown(r):
+    if r.random() < .6:
+        q = r.choice(FRAMES).format(w=unknown(r), v=unknown(r))
+        if r.random() < .1:
+            q = " ".join(unknown(r) for _ in range(r.randint(1, 8)))
+    else:
+        c, k = r.choice(list(CAPITAL.items()))
+        q = r.choice(KNOWN_FRAMES).format(c=c, k=k, f=r.choice(FRUIT + VEG), o=r.choice(THINGS), a=r.choice(ANIMALS), n=r.choice(NAMES), x=r.randint(0, 9), y=r.randint(0, 9), z=r.randint(0, 9))
+    if r.random() < .12:
+        q = f"What is the capital of {up(unknown(r))}?" if r.random() < .5 else f"What is the opposite of {unknown(r)}?"
+    return q, r.choice(SORRY), ["do not know that"]
+
+
+def story(r, a=None, o=None, b=None, length=1):
+    """5, 10 or 15 sentences (length 0, 1, 2) with consistent hero, thing, friend and place.  Each half is told in one of two voices: a canvas with few open
+    choices settles in few steps."""
+    a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
+    b = b or r.choice([x for x in ANIMALS if x != a])
+    p, q = r.sample(PLACES, 2)
+    n, j, j2 = r.choice(NAMES), r.choice(ADJ), r.choice(ADJ)
+    v, v2 = r.randrange(2), r.randrange(2)
+    s = [[f"Once upon a time, there was {an(j)} {a} named {n}.", f"Once upon a time, {an(j)} {a} named {n} lived near {an(p)}."][v],
+         [f"Every day {n} played near the {p}.", f"{n} was {j}, but had no friends."][v],
+         [f"One day the {a} found {an(o)} under a tree.", f"One morning {n} saw {an(o)} in the grass."][v],
+         [f"\"Who lost this {o}?\" asked {n}.", f"\"What a beautiful {o}!\" said the {a}."][v],
+         [f"So the {a} took the {o} and went to the {q}.", f"The {a} carried the {o} to the {q}."][v],
+         [f"There {n} met {an(j2)} {b}.", f"{up(an(j2))} {b} was waiting there."][v2],
+         [f"\"That is my {o}!\" said the {b}.", f"\"I lost my {o},\" said the {b}."][v2],
+         [f"{n} smiled and gave the {o} back.", f"The {a} gave the {o} to the {b}."][v2],
+         [f"\"Thank you!\" said the {b}.", f"The {b} laughed and sang a song."][v2],
+         [f"From that day on, the {a} and the {b} were best friends.", f"And so {n} and the {b} became friends."][v2]]
+    if length == 2:                                              # somebody who knows the way
+        c, v3 = r.choice([x for x in ANIMALS if x not in (a, b)]), r.randrange(2)
+        s[4:4] = [[f"But nobody answered.", f"It was very quiet."][v],
+                  [f"On the way, {n} met an old {c}.", f"Then an old {c} came along."][v3],
+                  [f"\"Do you know who lost this {o}?\" asked the {a}.", f"\"Is this your {o}?\" asked {n}."][v3],
+                  [f"\"Go to the {q},\" said the {c}.", f"\"No, but try the {q},\" said the {c}."][v3],
+                  [f"{n} thanked the old {c}.", f"The {c} smiled and walked on."][v3]]
+    return " ".join(s if length else [s[i] for i in (0, 2, 5, 7, 9)])
+
+
+def t_story(r):
+    a, b = r.sample(ANIMALS, 2)
+    o, x = r.choice(THINGS), r.random()
+    length = r.choice([0, 1, 1, 2])
+    s = ["short story", r.choice(["story", "story", "tale"]), "long story"][length]
+    if x < .35:
+        q, k = r.choice(["Tell me a {s} about {A}.", "Write a {s} about {A}.", "A {s} about {A} please.", "Can you tell me a {s} about {A}?", "I want a {s} about {A}."]), dict(a=a)
+    elif x < .5:
+        q, k = r.choice(["Tell me a {s} about {A} and {B}.", "Write a {s} about {A} and {B}.", "A {s} with {A} and {B}"]), dict(a=a, b=b)
+    elif x < .75:
+        q, k = r.choice(["Tell me a {s} about {A} and {O}.", "Write a {s} with {A} and {O}.", "Tell me a {s} about {A} who finds {O}."]), dict(a=a, o=o)
+    else:
+        q, k = r.choice(["Tell me a {s}.", "Write a {s}.", "Can you tell me a {s}?", "Another {s} please.", "I want to hear a {s}.", "Tell a {s}", "A {s} please"]), {}
+    return q.format(s=s, A=an(a), B=an(b), O=an(o)), story(r, length=length, **k), "Once"
+
+
+def t_poem(r):
+    a, p = r.choice(ANIMALS), r.choice(PLACES)
+    x, y = r.choice([("night", "light"), ("day", "way"), ("sea", "free"), ("moon", "soon"), ("sun", "run")])
+    l2 = {"light": "and dreams of stars and silver light", "way": "and sings a song along the way", "free": "and feels so happy, wild and free", "soon": "and says: the spring is coming soon", "run": "and there it likes to jump and run"}[y]
+    l1 = {"night": f"The {a} goes out into the night", "day": f"The {a} goes out on a summer day", "sea": f"The {a} goes down to see the sea", "moon": f"The {a} looks up to see the moon", "sun": f"The {a} walks out into the sun"}[x]
+    l3 = r.choice([f"The {p} is quiet, the wind is low", f"Around the {p} the flowers grow", f"Above the {p} the soft winds blow"])
+    l4 = r.choice(["and home again the feet will go.", "and down below the waters flow.", "and all the world is white with snow."])
+    return r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}."] + ["Write a poem.", "Tell me a poem."][:1]).format(A=an(a)), f"{l1}\n{l2}.\n{l3}\n{l4}", "The "
+
+
+TASKS = [(t_sum, 50), (t_hardsum, 3), (t_compare, 5), (t_sort, 6), (t_count, 5), (t_capital, 8), (t_copy, 5), (t_pick, 2), (t_word, 7), (t_world, 5), (t_json, 4), (t_list, 2),
+         (t_fact, 4), (t_chat, 8), (t_hello, 3), (t_unknown, 9), (t_story, 7), (t_poem, 2)]
+FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
+BY_NAME = {f.__name__[2:]: f for f in FN}
+
+
+def quoted(x):
+    return f"{QUOTE}{x}{QUOTE}" if isinstance(x, str) else str(x)
+
+
+def declaration(name, about, param, hint, unit=False):
+    """A tool with one required text parameter, as chat_template.jinja writes it."""
+    d = f"description:{quoted(hint)}," if hint else ""
+    more = f",unit:{{enum:[{quoted('celsius')},{quoted('fahrenheit')}],type:{quoted('STRING')}}}" if unit else ""
+    return (f"<|tool>declaration:{name}{{description:{quoted(about)},parameters:{{properties:{{{param}:{{{d}type:{quoted('STRING')}}}{more}}},"
+            f"required:[{quoted(param)}],type:{quoted('OBJECT')}}}}}<tool|>")
+
+
+def tool(r, kind):
+    """-> declaration, name, parameter"""
+    names, abouts, params, hints = {
+        "weather": ("get_weather get_current_weather weather", ["Get the weather in a city.", "Get the current weather for a city.", "Current weather", "Get weather", "Weather of a place", "Get the current weather in a given location"],
+                    "city location place", ["", "The city", "City name", "Name of the city"]),
+        "time": ("get_time get_current_time time", ["Get the time in a city.", "Get the current time in a city.", "Current time", "Get time", "Time at a place"], "city location place", ["", "The city", "City name", "Name of the city"]),
+        "sum": ("calculator calculate calc", ["Calculate an expression.", "A calculator", "Evaluate a mathematical expression.", "Do arithmetic"], "expression", ["", "The expression", "What to calculate"])}[kind]
+    n, p = r.choice(names.split()), r.choice(params.split())
+    return declaration(n, r.choice(abouts), p, r.choice(hints), kind == "weather" and r.random() < .25), n, p
+
+
+def tool_use(r):
+    """-> declaration, question, call, results' text, answer after the result, checked part of that answer"""
+    kind = r.choice(["weather", "weather", "time", "sum"])
+    decl, name, param = tool(r, kind)
+    c = r.choice(CITIES)
+    if kind == "weather":
+        q = r.choice(["What is the weather in {c}?", "How is the weather in {c}?", "What's the weather like in {c}?", "Weather in {c}", "What is the weather in {c} today?", "How is the weather in {c} today?", "Tell me the weather in {c}.", "What is the weather like in {c}?"]).format(c=c)
+        sky, t = r.choice(SKY), r.randint(0, 35)
+        res = r.choice([f"value:{quoted(f'{sky}, {t} degrees')}", f"value:{quoted(f'{sky}, {t} C')}", f"condition:{quoted(sky)},temperature:{t}", f"temperature:{t},weather:{quoted(sky)}",
+                        "value:" + quoted(json.dumps(dict(r.sample([("temperature", t), (r.choice(["condition", "weather"]), sky)], 2))))])
+        a = f"The weather in {c} is {sky} with {t} degrees."
+        arg, want = c, f"{c} is {sky} with {t} degrees"
+    elif kind == "time":
+        q = r.choice(["What time is it in {c}?", "What is the time in {c}?", "Time in {c}", "Tell me the time in {c}.", "What's the time in {c}?", "What time is it in {c} now?"]).format(c=c)
+        t = f"{r.randint(0, 23)}:{r.randint(10, 59)}"
+        res, a, arg, want = r.choice([f"value:{quoted(t)}", f"time:{quoted(t)}", "value:" + quoted(json.dumps({"time": t}))]), f"It is {t} in {c}.", c, t
+    else:
+        x, y, o = r.randint(2, 198), r.randint(2, 198), r.choice("**+-")
+        q = r.choice(["What is {e}?", "Calculate {e}.", "{e}", "How much is {e}?"])
+        arg = f"{x} {o} {y}"
+        q, v = q.format(e=arg), {"*": x * y, "+": x + y, "-": x - y}[o]
+        res, a, want = r.choice(["value", "result"]) + ":" + r.choice([quoted(str(v)), str(v), quoted(json.dumps({"result": v}))]), f"The result is {v}.", f" {v}."
+    call = f"<|tool_call>call:{name}{{{param}:{quoted(arg)}}}<tool_call|><|tool_response>"
+    return decl, q, call, f"response:{name}{{{res}}}<tool_response|>", a, want
+
+
+def thought(r, task, q, ans):
+    """What the thinking channel says before the answer."""
+    n = re.findall(r"\d+", q)
+    if task == "sum" and len(n) == 2:
+        c = ans.strip(" .")
+        minus = "-" in q or "inus" in q or "ubtract" in q
+        x, y = (max(n, key=int), min(n, key=int)) if minus else n
+        return f"I take {y} from {x}." if minus else f"I add {x} and {y}."
+    if task == "compare":
+        return f"I compare {n[0]} and {n[1]}."
+    return r.choice({"capital": ["The user asks about a capital."], "word": ["The user asks about a word."], "hello": ["The user greets me."], "chat": ["The user talks about me."], "story": ["The user wants a story. I need a hero and a friend."],
+                     "poem": ["The user wants a poem."], "unknown": ["I do not know this."], "hardsum": ["This sum is too hard for me."], "fact": ["The user wants an explanation."], "copy": ["I look at the order of the words."], "pick": ["I look at the order of the words."],
+                     "json": ["The user wants JSON."], "list": ["The user wants a list."], "count": ["I count step by step."], "sort": ["I look for the smallest number first."]}.get(task, ["This is a simple question."]))
+
+
+def plain(r):
+    """Text without a chat template: a beginning and its continuation; the reply ends with <eos>."""
+    x = r.random()
+    if x < .6:
+        s = story(r, length=r.choice([0, 1, 1]))
+        w = s.split(" ")
+        n = r.choice([3, 4, 4, 4, r.randint(2, min(40, len(w) - 4))])
+        head, tail = " ".join(w[:n]), " " + " ".join(w[n:])
+        if head[-1] in ",." and r.random() < .6:                 # "Once upon a time" without its comma
+            head, tail = head[:-1], head[-1] + tail
+        elif r.random() < .1:
+            head, tail = head + " ", tail[1:]
+        return head, tail, "plain_story", None
+    c, k = r.choice(list(CAPITAL.items()))
+    a, b = r.choice(list(OPPOSITE.items()))
+    n, m, v = r.randint(1, 6), r.randint(0, 20), r.randint(0, 20)
+    f, g = r.choice(list(COLOR.items()))
+    i = r.randrange(6)
+    head, tail = r.choice([(f"The capital of {c} is", f" {k}."), (f"The opposite of {a} is", f" {b}."), (f"{m} + {v} =", f" {m+v}."), (f"{m} + {v} is", f" {m+v}."), (f"The color of {f} is", f" {g}."), (f"{up(f)} is", f" {g}."),
+                           (", ".join(map(str, range(n, n + 4))) + ",", " " + ", ".join(map(str, range(n + 4, n + 8))) + "."), (f"{DAYS[i]}, {DAYS[(i+1)%7]},", f" {DAYS[(i+2)%7]}, {DAYS[(i+3)%7]}."), (f"{k} is the capital of", f" {c}."),
+                           (f"My name is {r.choice(NAMES)} and I live", f" near {an(r.choice(PLACES))}."), ("I like", f" {r.choice(COLORS)} and {r.choice(COLORS)}.")])
+    return head, tail, "plain_fact", tail
+
+
+def vary(r, q):
+    """Lower case, missing punctuation, politeness."""
+    x = r.random()
+    if x < .06 and q[0].isupper():
+        q = r.choice(["Please ", "Hey, ", "Hi! ", "Okay, "]) + (q[0].lower() + q[1:] if not q.startswith("I ") else q)
+    elif x < .1:
+        q = q.rstrip(".?!") + r.choice([", please.", " please", "?", "!", "..."])
+    if r.random() < .2:
+        q = q.lower()
+    if r.random() < .15:
+        q = q.rstrip(".?!")
+    return q or "?"
+
+
+def sample(r, only=None):
+    if only is None and r.random() < .06:
+        head, tail, task, ans = plain(r)
+        return {"task": task, "messages": [("plain", head), ("model", tail)], "answer": ans}
+    fn = r.choices(FN, WEIGHT)[0] if only is None else only
+    task = fn.__name__[2:]
+    q, a, ans = fn(r)
+    q = q if task in ("copy", "pick", "json") else vary(r, q)
+    m, sys, x = [], None, r.random() if only is None else 1.0
+    if x < .10:                                                  # earlier turns on something else
+        for _ in range(r.choice([1, 1, 2, 3])):
+            q0, a0, _ = r.choices(FN, WEIGHT)[0](r)
+            m += [("user", vary(r, q0)), ("model", a0)]
+    elif x < .135:                                               # recall of a name
+        n = r.choice(NAMES)
+        m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", r.choice([f"Nice to meet you, {n}! How can I help you?", f"Hello, {n}! What can I do for you?", f"Hi {n}! Nice to meet you."]))]
+        if r.random() < .4:
+            q0, a0, _ = r.choice([t_capital, t_sum, t_chat])(r)
+            m += [("user", q0), ("model", a0)]
+        q, a, ans, task = vary(r, r.choice(["What is my name?", "Do you remember my name?", "Who am I?", "What's my name?"])), r.choice([f"Your name is {n}.", f"You are {n}."]), n, "name"
+    elif x < .16:                                                # elliptical follow-up
+        (c1, k1), (c2, k2) = r.sample(list(CAPITAL.items()), 2)
+        m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", r.choice([f"The capital of {c1} is {k1}.", f"{k1} is the capital of {c1}."]))]
+        q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), r.choice([f"The capital of {c2} is {k2}.", f"{k2} is the capital of {c2}."]), k2, "follow"
+    elif x < .18:                                                # a reply that was cut off is continued
+        s = story(r).split(" ")
+        n = r.randint(8, len(s) - 8)
+        m = [("user", "Tell me a story."), ("model", " ".join(s[:n]))]
+        q, a, ans, task = vary(r, r.choice(["Go on.", "Continue.", "And then?", "What happened next?", "Tell me more."])), " ".join(s[n:]), None, "go_on"
+    elif x < .20:                                                # persona from the system prompt
+        n = r.choice(NAMES)
+        sys = r.choice([f"You are {n}.", f"Your name is {n}.", f"You are {n}, a helpful assistant.", f"You are an assistant named {n}."])
+        q, a, ans, task = vary(r, r.choice(["Who are you?", "What is your name?", "What's your name?", "Introduce yourself."])), r.choice([f"I am {n}. How can I help you?", f"My name is {n}."]), n, "persona"
+    elif x < .23 and task not in ("story", "poem", "json", "copy", "list", "count"):
+        sys, a, task = r.choice(PIRATE), r.choice(["Arr! ", "Arr, matey! ", "Ahoy! "]) + a, "pirate"
+        ans = ["Arr", "Ahoy"]
+    elif x < .255:                                               # one word only
+        c, k = r.choice(list(CAPITAL.items()))
+        q, a = r.choice([(f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"Is {k} the capital of {c}?", "Yes"), ("Who are you?", "Canvas"), ("Hello", "Hello")])
+        sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
+    elif x < .315 and only is None:                              # a tool that fits
+        decl, q, call, res, a, ans = tool_use(r)
+        sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
+        if r.random() < .2:
+            sys = r.choice(SYSTEM) + sys
+        if r.random() < .6:
+            return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
+        return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
+    elif x < .33 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
+        sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
+    elif x < .41 and task not in ("go_on",):                     # thinking
+        sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
+        a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
+        task = "think_" + task
+    if sys is None and r.random() < .15:
+        sys = r.choice(SYSTEM + [""] * 5)
+    if sys is not None:
+        m = [("system", sys)] + m
+    return {"task": task, "messages": m + [("user", q), ("model", a)], "answer": ans}
+
+
+def prompt(m):
+    """Everything before the model's last message; the same text as chat_template.jinja writes."""
+    if m[0][0] == "plain":
+        return "<bos>" + m[0][1]
+    out = "<bos>"
+    for role, text in m[:-1]:
+        out += f"<|turn>model\n{text}" if role == "call" else f"<|turn>{role}\n{text}<turn|>\n"
+    return out if m[-2][0] == "call" else out + "<|turn>model\n"
+
+
+def encode(tok, s):
+    """-> prompt ids, reply ids with their end marker (<turn|> in a chat, <|tool_response> after a call, <eos> after plain text)."""
+    ids = lambda x: tok.encode(x, add_special_tokens=False).ids
+    m = s["messages"]
+    end = "" if m[-1][1].endswith("<|tool_response>") else "<eos>" if m[0][0] == "plain" else "<turn|>"
+    return ids(prompt(m)), ids(m[-1][1] + end)
+
+
+def right(s, text):
+    """None if the task has no checkable answer."""
+    if s["task"] == "list":
+        kind, known = next((k for k in LISTS if k in s["messages"][-2][1].lower()), None), None
+        body = re.sub(r"^(here are \w+ \w+: |sure: |my list: )", "", text.lower())
+        got = [w.strip(" .-") for w in re.split(r",| and |\n", body) if w.strip(" .-")]
+        return bool(got) and len(set(got)) == len(got) and all(w in [x.lower() for x in LISTS[kind]] for w in got)
+    if s["answer"] is None:
+        return None
+    return any(x.lower() in " " + text.lower() for x in ([s["answer"]] if isinstance(s["answer"], str) else s["answer"]))
+
+
+def held_out(s):
+    """One eighth of all questions (of all operand pairs, for sums) is never trained.  The plain forms of questions that have no operands are kept,
+    so that only their variations are held out."""
+    m = s["messages"]
+    q = next(text for role, text in reversed(m) if role in ("user", "plain"))
+    if q in PLAIN_FORMS or s["task"] in NOT_HELD_OUT:
+        return False
+    n = re.findall(r"\d+", q)
+    key = ",".join(n) if len(n) > 1 and s["task"] in ("sum", "compare", "think_sum", "think_compare") else q.lower().strip(" .?!")
+    return zlib.crc32(key.encode()) % 8 == 0
+
+
+NOT_HELD_OUT = {"plain_story", "plain_fact", "go_on"}                # continuations of known text
+PLAIN_FORMS = {q for _, l, _ in CHAT for q in l} | set(HELLO)
+
+
+if __name__ == "__main__":
+    r = random.Random(0)
+    for _ in range(80):
+        s = sample(r)
+        print(s["task"], "|", s["messages"][:-1], "->", repr(s["messages"][-1][1]), "|", s["answer"])
