@@ -1,0 +1,302 @@
+//! Where requests come in: checks them against the budget, bounds the queue, and hands them to the engine.
+//!
+//! Runs on the callers' threads and shares nothing with the engine's but an inbox and a few counters, so that
+//! submitting never waits for a pass.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::job::{Drafts, Job, Refusal};
+use super::metrics::{Metrics, Outcome};
+use super::reader::{Outlet, Reader, pair};
+use super::settings::{Budget, Settings};
+use crate::pass::{Draw, Limits};
+
+/// Whether requests are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Requests are taken.
+    Ready,
+    /// Running requests are finished, new ones refused.
+    Draining,
+    /// The engine is gone: after draining, or after an internal error.
+    Stopped,
+}
+
+/// The receiving ends of a submitted job.
+#[derive(Debug)]
+pub struct Ticket {
+    /// One reader per choice, in index order. Dropping one cancels that choice at the next pass.
+    pub choices: Vec<Reader>,
+}
+
+/// A job that has passed the checks, on its way to the engine.
+pub struct Submission {
+    pub(super) job: Job,
+    pub(super) submitted: Instant,
+    pub(super) outlets: Vec<Outlet>,
+}
+
+/// Wakes the engine and counts what it should look at.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    inbox: Mutex<Inbox>,
+    condition: Condvar,
+    /// Readers dropped so far.
+    cancelled: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Inbox {
+    arrivals: Vec<Submission>,
+    rung: bool,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("arrivals", &self.arrivals.len()).finish_non_exhaustive()
+    }
+}
+
+impl Bell {
+    /// Nothing in the inbox can be left half done, so a poisoned lock is as good as any.
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ring(&self) {
+        self.inbox().rung = true;
+        self.condition.notify_one();
+    }
+
+    pub(super) fn cancelled(&self) {
+        self.cancelled.fetch_add(1, Ordering::AcqRel);
+        self.ring();
+    }
+
+    pub(super) fn cancellations(&self) -> usize {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// What has arrived, without waiting.
+    pub(super) fn take(&self) -> Vec<Submission> {
+        let mut inbox = self.inbox();
+        inbox.rung = false;
+        std::mem::take(&mut inbox.arrivals)
+    }
+
+    /// Whether nothing has arrived since [`Bell::take`].
+    pub(super) fn is_empty(&self) -> bool {
+        self.inbox().arrivals.is_empty()
+    }
+
+    /// Waits until something arrives, somebody rings, or `until` has come.
+    pub(super) fn wait(&self, until: Option<Instant>) {
+        let mut inbox = self.inbox();
+        while !inbox.rung && inbox.arrivals.is_empty() {
+            let Some(until) = until else {
+                inbox = self.condition.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return;
+            };
+            inbox = self.condition.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Refuses everything from now on and returns what had arrived.
+    pub(super) fn close(&self) -> Vec<Submission> {
+        let mut inbox = self.inbox();
+        inbox.closed = true;
+        std::mem::take(&mut inbox.arrivals)
+    }
+}
+
+/// The callers' side of the engine.
+pub struct Front {
+    budget: Budget,
+    queue: usize,
+    unread_canvases: usize,
+    bell: Arc<Bell>,
+    /// Requests taken and not yet admitted.
+    queued: AtomicUsize,
+    /// Mean time between two admissions while requests wait, in microseconds; 0 while unknown.
+    admission_micros: AtomicU64,
+    state: watch::Sender<State>,
+    metrics: Metrics,
+}
+
+impl Front {
+    pub(super) fn new(budget: Budget, settings: &Settings) -> Self {
+        let metrics = Metrics::new(&budget);
+        Front {
+            budget,
+            queue: settings.queue,
+            unread_canvases: settings.unread_canvases,
+            bell: Arc::default(),
+            queued: AtomicUsize::new(0),
+            admission_micros: AtomicU64::new(0),
+            state: watch::Sender::new(State::Ready),
+            metrics,
+        }
+    }
+
+    /// What the model is, with the context cut to what the memory can hold for one request.
+    pub fn limits(&self) -> &Limits {
+        &self.budget.limits
+    }
+
+    pub(super) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whether requests are taken.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// States only follow each other in their order.
+    pub(super) fn advance(&self, state: State) {
+        self.state.send_if_modified(|now| {
+            let forward = (*now as u8) < (state as u8);
+            if forward {
+                *now = state;
+            }
+            forward
+        });
+    }
+
+    /// Requests that wait for admission.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// A request has left the queue; `interval` is the time since the one before if somebody waited all the while.
+    pub(super) fn left_queue(&self, interval: Option<Duration>) {
+        self.queued.fetch_sub(1, Ordering::AcqRel);
+        if let Some(interval) = interval {
+            let new = interval.as_micros().min(u128::from(u32::MAX)) as u64;
+            let mean = self.admission_micros.load(Ordering::Relaxed);
+            let mean = if mean == 0 { new } else { (7 * mean + new) / 8 };
+            self.admission_micros.store(mean.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Checks a job and takes it into the queue. Never blocks.
+    pub fn accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+        let result = self.try_accept(job, now);
+        if let Err(refusal) = &result {
+            self.metrics.request(match refusal {
+                Refusal::QueueFull { .. } => Outcome::QueueFull,
+                Refusal::NeverFits { .. } | Refusal::Invalid(_) => Outcome::Refused,
+                Refusal::Draining | Refusal::Stopped => Outcome::Unavailable,
+            });
+        }
+        result
+    }
+
+    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+        match self.state() {
+            State::Ready => {}
+            State::Draining => return Err(Refusal::Draining),
+            State::Stopped => return Err(Refusal::Stopped),
+        }
+        check(&job, &self.budget.limits)?;
+        let bound = self.queue;
+        let place = |queued| (queued < bound).then_some(queued + 1);
+        if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
+            return Err(Refusal::QueueFull { queued, retry_after: self.retry_after() });
+        }
+        let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
+        let (outlets, choices) = ends.unzip();
+        Ok((Submission { job, submitted: now, outlets }, Ticket { choices }))
+    }
+
+    /// Hands a job to the engine's thread.
+    pub(super) fn send(&self, submission: Submission) -> Result<(), Refusal> {
+        let mut inbox = self.bell.inbox();
+        if inbox.closed {
+            self.left_queue(None);
+            return Err(Refusal::Stopped);
+        }
+        inbox.arrivals.push(submission);
+        drop(inbox);
+        self.bell.condition.notify_one();
+        Ok(())
+    }
+
+    /// About when a place in the queue will be free: when a tenth of those who wait now have been admitted, at the
+    /// rate of late. One second while nothing is known.
+    fn retry_after(&self) -> Duration {
+        let mean = self.admission_micros.load(Ordering::Relaxed);
+        if mean == 0 {
+            return Duration::from_secs(1);
+        }
+        let waiting = self.queued().div_ceil(10) as u64;
+        Duration::from_micros(mean.saturating_mul(waiting)).clamp(Duration::from_secs(1), Duration::from_secs(600))
+    }
+}
+
+/// What can be said of a job without knowing what else runs.
+fn check(job: &Job, limits: &Limits) -> Result<(), Refusal> {
+    let invalid = |what: &str| Err(Refusal::Invalid(what.to_owned()));
+    let vocabulary = limits.vocabulary as u64;
+    if job.prompt.is_empty() {
+        return invalid("the prompt is empty");
+    }
+    if let Some(token) = job.prompt.iter().find(|&&token| u64::from(token) >= vocabulary) {
+        return Err(Refusal::Invalid(format!("token {token} of the prompt is beyond the vocabulary of {vocabulary}")));
+    }
+    if job.choices.is_empty() {
+        return invalid("at least one choice must be asked for");
+    }
+    if job.max_tokens == 0 {
+        return invalid("max_tokens must be at least 1");
+    }
+    job.sampler.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
+    if let Draw::Scaled { temperature, top_p } = job.draw {
+        if !(temperature > 0.0 && temperature.is_finite() && top_p > 0.0 && top_p <= 1.0) {
+            return invalid("a scaled draw needs a finite temperature above 0 and 0 < top_p <= 1");
+        }
+    }
+    let ascending = job.bias.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    let known = job.bias.last().is_none_or(|last| u64::from(last.0) < vocabulary);
+    if !ascending || !known || job.bias.iter().any(|bias| !bias.1.is_finite()) {
+        return invalid("biases must be finite, for known tokens, in ascending order");
+    }
+    if !(job.penalties.presence.is_finite() && job.penalties.frequency.is_finite()) {
+        return invalid("penalties must be finite");
+    }
+    if job.top_k > 64 {
+        return invalid("at most 64 candidates can be recorded per token");
+    }
+    if job.drafts == Drafts::Every(0) {
+        return invalid("drafts are wanted after every n-th step, n at least 1");
+    }
+    let points = &job.resume_points;
+    if points.windows(2).any(|pair| pair[0] > pair[1]) || points.last().is_some_and(|&last| last > job.prompt.len()) {
+        return invalid("resume points must ascend and lie within the prompt");
+    }
+    let needed = job.prompt.len() + limits.canvas;
+    if needed > limits.context {
+        return Err(Refusal::NeverFits {
+            what: "the context in tokens, prompt and one canvas together",
+            needed: needed as u64,
+            available: limits.context as u64,
+        });
+    }
+    Ok(())
+}

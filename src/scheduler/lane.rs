@@ -1,0 +1,360 @@
+//! One choice on its way through the engine: its text so far, the canvas being denoised, and what it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::job::{
+    Choice, ChoiceUsage, CommitGate, Committed, CommittedToken, Draft, Drafts, FinishReason, Job, Penalties, Phase,
+    Verdict,
+};
+use super::kv::{Holding, Pages};
+use super::reader::Outlet;
+use crate::diffusion::{Canvas, Key, Observation, ObservationError, Sampler, StepOutcome};
+use crate::pass::{Candidate, Conditioning, Draw, Head, Row, Segment, SlotId};
+
+/// Names a choice in the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct LaneId(pub(super) usize);
+
+/// The order of service: lower goes first. A job's further choices stand behind as many later jobs as
+/// [`Tag::TURNS`] says for each, so that one request with many choices does not shut out the rest, and everybody is
+/// overtaken by a bounded number of others only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Tag {
+    turn: u64,
+    arrival: u64,
+    index: usize,
+}
+
+impl Tag {
+    /// Later jobs that go before each further choice of a job.
+    const TURNS: u64 = 8;
+
+    pub(super) fn new(arrival: u64, index: usize) -> Self {
+        Tag { turn: arrival + Self::TURNS * index as u64, arrival, index }
+    }
+}
+
+/// What the choices of a job have in common.
+pub(super) struct Common {
+    pub(super) prompt: Arc<[u32]>,
+    pub(super) resume_points: Vec<usize>,
+    pub(super) max_tokens: usize,
+    pub(super) sampler: Sampler,
+    pub(super) draw: Draw,
+    pub(super) bias: Arc<[(u32, f32)]>,
+    pub(super) penalties: Penalties,
+    pub(super) top_k: u8,
+    pub(super) drafts: Drafts,
+    pub(super) submitted: Instant,
+    pub(super) deadline: Option<Instant>,
+    pub(super) vocabulary: u32,
+    pub(super) canvas: usize,
+    /// Canvases that `max_tokens` and the context allow.
+    pub(super) most_canvases: usize,
+}
+
+impl Common {
+    /// Splits a job into what its choices share and the choices.
+    pub(super) fn new(job: Job, submitted: Instant, limits: &crate::pass::Limits) -> (Common, Vec<Choice>) {
+        let room = limits.context.saturating_sub(job.prompt.len()) / limits.canvas;
+        let common = Common {
+            most_canvases: job.max_tokens.div_ceil(limits.canvas).min(room).max(1),
+            prompt: job.prompt,
+            resume_points: job.resume_points,
+            max_tokens: job.max_tokens,
+            sampler: job.sampler,
+            draw: job.draw,
+            bias: job.bias,
+            penalties: job.penalties,
+            top_k: job.top_k,
+            drafts: job.drafts,
+            submitted,
+            deadline: job.timeout.and_then(|timeout| submitted.checked_add(timeout)),
+            vocabulary: limits.vocabulary as u32,
+            canvas: limits.canvas,
+        };
+        (common, job.choices)
+    }
+}
+
+/// What a choice holds while it runs.
+pub(super) struct Stay {
+    pub(super) slot: SlotId,
+    pub(super) holding: Holding,
+    /// Pages this choice was admitted with a claim to.
+    pub(super) need: Pages,
+    /// Whether its whole text has been encoded once since admission, so that only canvases are left to encode.
+    pub(super) settled: bool,
+    /// Whether it stood back for another choice that encodes the same tokens.
+    pub(super) stood_back: bool,
+    /// Whether the holding changed since the step's segment was made.
+    pub(super) stale: bool,
+    /// Tokens encoded once the pass being planned is done.
+    pub(super) planned: usize,
+    /// Whether the pass being planned has a segment of this choice.
+    pub(super) in_pass: bool,
+    /// The entry of the pass whose encode this choice's step reads although another choice owns it.
+    pub(super) depends: Option<usize>,
+}
+
+/// Since when, and at which count of canvases taken, a reader has been behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stall {
+    pub(super) since: Instant,
+    pub(super) taken: usize,
+}
+
+/// One choice.
+pub(super) struct Lane {
+    pub(super) common: Arc<Common>,
+    /// Number of its job.
+    pub(super) family: u64,
+    pub(super) tag: Tag,
+    pub(super) outlet: Outlet,
+    gate: Box<dyn CommitGate>,
+    seed: u64,
+    stream: u32,
+    /// The prompt and the committed canvases, whole; empty before the first admission.
+    pub(super) ids: Vec<u32>,
+    pub(super) canvas: Canvas,
+    /// What the model said in the canvas's last step.
+    rows: Vec<Row>,
+    /// When the canvas began.
+    pub(super) began: Instant,
+    bias: Arc<[(u32, f32)]>,
+    counts: BTreeMap<u32, u32>,
+    pub(super) usage: ChoiceUsage,
+    pub(super) stay: Option<Stay>,
+    pub(super) stall: Option<Stall>,
+    /// The denoise segment, kept between passes for its memory. `None` while the model has it.
+    segment: Option<Segment>,
+}
+
+/// What follows from a commit.
+pub(super) enum Next {
+    Canvas,
+    Finish(FinishReason),
+    /// The gate panicked.
+    Broken,
+}
+
+impl Lane {
+    pub(super) fn new(common: Arc<Common>, choice: Choice, family: u64, tag: Tag, outlet: Outlet) -> Self {
+        let Choice { seed, stream, gate } = choice;
+        Lane {
+            canvas: fresh_canvas(&common, seed, stream, 0),
+            began: common.submitted,
+            bias: common.bias.clone(),
+            common,
+            family,
+            tag,
+            outlet,
+            gate,
+            seed,
+            stream,
+            ids: Vec::new(),
+            rows: Vec::new(),
+            counts: BTreeMap::new(),
+            usage: ChoiceUsage::default(),
+            stay: None,
+            stall: None,
+            segment: None,
+        }
+    }
+
+    /// Prepares the ids when the choice is admitted for the first time.
+    pub(super) fn fill_ids(&mut self) {
+        if self.ids.is_empty() {
+            self.ids.extend_from_slice(&self.common.prompt);
+        }
+    }
+
+    /// Whether another canvas may follow the current one.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.usage.canvases + 1 < self.common.most_canvases
+    }
+
+    /// Whether nothing but the prompt is to be encoded yet.
+    pub(super) fn is_first_canvas(&self) -> bool {
+        self.usage.canvases == 0
+    }
+
+    /// Whether the reader is so far behind that no further canvas may begin.
+    pub(super) fn is_paused(&self) -> bool {
+        self.canvas.step() == 0 && self.outlet.is_full()
+    }
+
+    /// Throws the current canvas's steps away; the same random numbers will lead to the same text.
+    pub(super) fn restart_canvas(&mut self) {
+        if self.canvas.step() > 0 {
+            self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
+        }
+    }
+
+    /// The step's segment, made of the one before.
+    pub(super) fn take_segment(&mut self) -> Option<Segment> {
+        let stay = self.stay.as_mut()?;
+        let mut segment = self.segment.take().unwrap_or_else(|| Segment::Denoise {
+            kv: Default::default(),
+            slot: stay.slot,
+            conditioning: Conditioning::Fresh,
+            tokens: Vec::new(),
+            uniforms: Vec::new(),
+            head: Head { temperature: 1.0, draw: self.common.draw, bias: self.bias.clone(), top_k: 0 },
+        });
+        if let Segment::Denoise { kv, slot, conditioning, tokens, uniforms, head } = &mut segment {
+            if std::mem::take(&mut stay.stale) {
+                *slot = stay.slot;
+                kv.clone_from(&stay.holding.view);
+                kv.len = stay.planned;
+            }
+            if self.canvas.step() == 0 {
+                *conditioning = Conditioning::Fresh;
+                head.bias = self.bias.clone();
+                head.top_k = self.common.top_k;
+                uniforms.resize(self.common.canvas, 0.0);
+            } else {
+                *conditioning = Conditioning::Carried;
+            }
+            tokens.clear();
+            tokens.extend_from_slice(self.canvas.tokens());
+            head.temperature = self.canvas.temperature();
+            if self.common.draw != Draw::Argmax {
+                self.canvas.uniforms(uniforms);
+            }
+        }
+        Some(segment)
+    }
+
+    pub(super) fn return_segment(&mut self, segment: Segment) {
+        self.segment = Some(segment);
+    }
+
+    /// Takes what the model said of the canvas.
+    pub(super) fn step(&mut self, rows: Vec<Row>) -> Result<StepOutcome, ObservationError> {
+        if let Some(position) = rows.iter().position(|row| !(row.max - row.lse).is_finite()) {
+            return Err(ObservationError::NotFinite { position });
+        }
+        let seen = |row: &Row| Observation { argmax: row.argmax, sampled: row.sampled, entropy: row.entropy };
+        let outcome = self.canvas.apply(rows.iter().map(seen))?;
+        self.rows = rows;
+        Ok(outcome)
+    }
+
+    /// Makes the current canvas final: cuts it to what belongs to the answer, tells the reader, and prepares the next
+    /// canvas if there is one.
+    pub(super) fn commit(&mut self, forced: bool, now: Instant) -> (Next, usize) {
+        let room = self.common.max_tokens - self.usage.completion_tokens;
+        let cut = self.canvas.argmax().len().min(room);
+        let gate = std::panic::AssertUnwindSafe(|| self.gate.commit(&self.canvas.argmax()[..cut]));
+        let Ok(verdict) = std::panic::catch_unwind(gate) else { return (Next::Broken, 0) };
+        let (keep, reason) = match verdict {
+            Verdict::Continue => (cut, None),
+            Verdict::Finish { keep, reason } => (keep.min(cut), Some(reason)),
+        };
+        let number = self.usage.canvases;
+        self.usage.canvases += 1;
+        self.usage.steps += self.canvas.step();
+        self.usage.completion_tokens += keep;
+        self.usage.forced_commits += usize::from(forced);
+        let tokens = self.rows.drain(..).take(keep).map(committed_token).collect();
+        self.outlet.commit(Committed { canvas: number, tokens, steps: self.canvas.step() });
+        let full = self.usage.completion_tokens >= self.common.max_tokens;
+        let last = full || forced || self.usage.canvases >= self.common.most_canvases;
+        if let Some(reason) = reason.or(last.then_some(FinishReason::Length)) {
+            return (Next::Finish(reason), keep);
+        }
+        self.begin_canvas(now);
+        (Next::Canvas, keep)
+    }
+
+    fn begin_canvas(&mut self, now: Instant) {
+        self.ids.extend_from_slice(self.canvas.argmax());
+        self.count(self.usage.canvases - 1);
+        self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
+        self.began = now;
+    }
+
+    /// Counts the tokens of a canvas just committed and freezes the penalties for the next one.
+    fn count(&mut self, canvas: usize) {
+        let penalties = self.common.penalties;
+        if penalties == Penalties::default() {
+            return;
+        }
+        let start = self.common.prompt.len() + canvas * self.common.canvas;
+        for &token in &self.ids[start..] {
+            *self.counts.entry(token).or_default() += 1;
+        }
+        self.bias = penalised(&self.common.bias, &self.counts, penalties);
+    }
+
+    /// Publishes a draft if this job wants one now.
+    pub(super) fn draft(&self, phase: Phase, outcome: Option<&StepOutcome>, batch: usize, now: Instant) -> bool {
+        let step = self.canvas.step();
+        let wanted = match self.common.drafts {
+            Drafts::Off => false,
+            Drafts::Every(every) => phase != Phase::Denoise || (step as u32).is_multiple_of(every),
+        };
+        if wanted {
+            self.outlet.draft(Draft {
+                phase,
+                canvas: self.usage.canvases,
+                offset_tokens: self.usage.completion_tokens,
+                step,
+                max_steps: self.common.sampler.max_steps,
+                tokens: self.canvas.argmax().into(),
+                settled: outcome.map_or(0, |outcome| outcome.settled),
+                changed: outcome.map_or(0, |outcome| outcome.changed),
+                mean_entropy: outcome.map_or(0.0, |outcome| outcome.mean_entropy),
+                batch,
+                elapsed: now.saturating_duration_since(self.common.submitted),
+            });
+        }
+        wanted
+    }
+}
+
+fn fresh_canvas(common: &Common, seed: u64, choice: u32, canvas: usize) -> Canvas {
+    let key = Key { seed, choice, canvas: canvas as u32 };
+    Canvas::new(common.sampler, key, common.canvas, common.vocabulary)
+}
+
+fn committed_token(row: Row) -> CommittedToken {
+    let mut top = row.top;
+    for Candidate { logit, .. } in &mut top {
+        *logit -= row.lse;
+    }
+    CommittedToken { id: row.argmax, logprob: row.max - row.lse, top }
+}
+
+/// The user's biases less the penalties on what was counted; ids ascend and are unique.
+fn penalised(bias: &[(u32, f32)], counts: &BTreeMap<u32, u32>, penalties: Penalties) -> Arc<[(u32, f32)]> {
+    let mut sum: BTreeMap<u32, f32> = bias.iter().copied().collect();
+    for (&token, &count) in counts {
+        *sum.entry(token).or_default() -= penalties.presence + penalties.frequency * count as f32;
+    }
+    sum.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn penalties_add_to_the_users_biases() {
+        let bias = [(1, 2.0), (7, -1.0)];
+        let counts = BTreeMap::from([(3, 2), (7, 1)]);
+        let got = penalised(&bias, &counts, Penalties { presence: 0.5, frequency: 0.25 });
+        assert_eq!(*got, [(1, 2.0), (3, -1.0), (7, -1.75)]);
+    }
+
+    #[test]
+    fn further_choices_stand_behind_a_bounded_number_of_later_jobs() {
+        let first_of_later = |arrival| Tag::new(arrival, 0);
+        let third = Tag::new(0, 2);
+        assert!(first_of_later(15) < third && third < first_of_later(17));
+        assert!(Tag::new(0, 0) < first_of_later(1));
+    }
+}
