@@ -3,3 +3,5 @@
 mod fixtures;
 mod reading;
 mod rendering;
+mod shielding;
+mod streaming;
