@@ -1,0 +1,249 @@
+//! Reading a JSON body: the only way a request's fields come in.
+//!
+//! Says where a body is wrong (line, column and field), treats `null` as absent (the wire types are made of `Option`),
+//! accepts fields it does not know and remembers their names. Never panics, never reads more than the limit.
+
+use std::collections::BTreeSet;
+
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use super::error::ApiError;
+use super::state::AppState;
+
+/// Names the fields of a request that had no effect because nobody here knows them.
+pub(crate) const IGNORED: HeaderName = HeaderName::from_static("x-canvasd-ignored");
+
+/// Most field names that the header lists, and most bytes it takes.
+const IGNORED_FIELDS: usize = 32;
+const IGNORED_BYTES: usize = 1024;
+/// How many times the limit is read of a body that is too large.
+const DISCARDED: usize = 4;
+
+/// A parsed body.
+pub(crate) struct Body<T> {
+    /// What it says.
+    pub value: T,
+    /// What of it nobody understood.
+    pub ignored: Ignored,
+}
+
+/// Paths of unknown fields.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Ignored(BTreeSet<String>);
+
+impl Ignored {
+    /// One more field without effect.
+    pub(crate) fn add(&mut self, path: String) {
+        self.0.insert(path);
+    }
+
+    /// Lists the fields in the response's header; does nothing when there are none.
+    pub(crate) fn attach(&self, mut response: Response) -> Response {
+        let mut list = String::new();
+        for name in self.0.iter().take(IGNORED_FIELDS) {
+            // A field name may hold anything; a header may not.
+            let name: String = name.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect();
+            if list.len() + name.len() > IGNORED_BYTES {
+                break;
+            }
+            if !list.is_empty() {
+                list.push_str(", ");
+            }
+            list.push_str(&name);
+        }
+        if !self.0.is_empty()
+            && let Ok(value) = HeaderValue::try_from(if list.is_empty() { "?".to_owned() } else { list })
+        {
+            response.headers_mut().insert(IGNORED, value);
+        }
+        response
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let settings = state.settings();
+        check_content_type(request.headers())?;
+        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let announced = announced.and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
+        if announced > settings.body_limit.saturating_mul(DISCARDED) {
+            return Err(too_large(settings.body_limit));
+        }
+        let reading = read(request.into_body(), settings.body_limit);
+        let bytes = match tokio::time::timeout(settings.body_timeout, reading).await {
+            Err(_) => return Err(ApiError::of_status(StatusCode::REQUEST_TIMEOUT)),
+            Ok(read) => read?,
+        };
+        parse(&bytes)
+    }
+}
+
+/// Collects a body of at most `limit` bytes. What is too large is still taken in for a while, and thrown away, so that
+/// a client which sends before it reads gets to see the refusal.
+async fn read(mut body: axum::body::Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    let mut arrived = 0usize;
+    while let Some(frame) = body.frame().await {
+        let broken = |_| ApiError::new(StatusCode::BAD_REQUEST, "The request body broke off.").code("body_broken");
+        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        arrived = arrived.saturating_add(data.len());
+        if arrived <= limit {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+        }
+        if arrived > limit.saturating_mul(DISCARDED) {
+            break;
+        }
+    }
+    if arrived <= limit {
+        return Ok(bytes);
+    }
+    Err(too_large(limit))
+}
+
+fn too_large(limit: usize) -> ApiError {
+    let message = format!("The request body is larger than {limit} bytes.");
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message).code("body_too_large")
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let essence = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    match essence.as_deref() {
+        Some("application/json") => Ok(()),
+        Some(other) if other.starts_with("application/") && other.ends_with("+json") => Ok(()),
+        _ => Err(ApiError::of_status(StatusCode::UNSUPPORTED_MEDIA_TYPE)),
+    }
+}
+
+/// Parses a body; a byte order mark in front is skipped.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiError> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let wrong = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(wrong("The request body is empty; a JSON object is expected.".into()).code("invalid_json"));
+    }
+    let mut ignored = BTreeSet::new();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let mut note = |path: serde_ignored::Path<'_>| {
+        if ignored.len() < IGNORED_FIELDS {
+            ignored.insert(plain_path(&path));
+        }
+    };
+    let watching = serde_ignored::Deserializer::new(&mut json, &mut note);
+    let value = serde_path_to_error::deserialize(watching).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        match inner.classify() {
+            Category::Data if path == "." => wrong(format!("The request body is wrong: {inner}.")).code("invalid_type"),
+            Category::Data => wrong(format!("Invalid value at '{path}': {inner}.")).at(path).code("invalid_type"),
+            Category::Syntax | Category::Eof | Category::Io => {
+                wrong(format!("The request body is not valid JSON: {inner}.")).code("invalid_json")
+            }
+        }
+    })?;
+    json.end().map_err(|error| wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"))?;
+    Ok(Body { value, ignored: Ignored(ignored) })
+}
+
+/// `messages[0].name` rather than serde_ignored's `messages.0.name` with marks for options.
+fn plain_path(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", plain_path(parent)),
+        Path::Map { parent, key } => {
+            let parent = plain_path(parent);
+            // Cut a name that is itself a document.
+            let key: String = key.chars().take(64).collect();
+            if parent.is_empty() { key } else { format!("{parent}.{key}") }
+        }
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => plain_path(parent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Outer {
+        #[serde(default)]
+        inner: Option<Vec<Inner>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        count: Option<u32>,
+    }
+
+    fn refused(body: &[u8]) -> crate::api::error::ErrorObject {
+        match parse::<Outer>(body) {
+            Ok(_) => panic!("{:?} was accepted", String::from_utf8_lossy(body)),
+            Err(error) => {
+                assert_eq!(error.status(), StatusCode::BAD_REQUEST);
+                error.body().error
+            }
+        }
+    }
+
+    #[test]
+    fn null_is_absent_and_unknown_fields_are_named() {
+        let body = parse::<Outer>(br#"{"inner":[{"count":1,"spam":{"x":[1]}}],"eggs":null}"#).unwrap();
+        assert_eq!(body.value.inner.unwrap()[0].count, Some(1));
+        let response = body.ignored.attach(Response::default());
+        assert_eq!(response.headers()[IGNORED], "eggs, inner[0].spam");
+        let body = parse::<Outer>(b"\xEF\xBB\xBF {\"inner\":null}").unwrap();
+        assert!(body.value.inner.is_none());
+        assert!(!body.ignored.attach(Response::default()).headers().contains_key(IGNORED));
+    }
+
+    #[test]
+    fn a_wrong_value_is_found_by_field_and_position() {
+        let error = refused(br#"{"inner":[{"count":1},{"count":"two"}]}"#);
+        assert_eq!(error.param.as_deref(), Some("inner[1].count"));
+        assert!(error.message.contains("line 1 column"), "{}", error.message);
+        assert_eq!(error.code.as_deref(), Some("invalid_type"));
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused() {
+        let deep = "[".repeat(100_000);
+        let deep_field = format!("{{\"unknown\":{}", "[".repeat(100_000));
+        for body in [
+            &b""[..],
+            b"  ",
+            b"{",
+            b"{}{}",
+            b"{\"inner\":[{\"count\":1e999}]}",
+            b"{\"a\":\"\\ud800\",\"inner\":[{\"count\":\"\\ud800\"}]}",
+            b"{\"inner\":\"\xff\"}",
+            b"\xFF\xFE{\0}\0",
+            b"{\"inner\":null,\"inner\":null}",
+            deep.as_bytes(),
+            deep_field.as_bytes(),
+        ] {
+            refused(body);
+        }
+    }
+
+    #[test]
+    fn the_header_of_ignored_fields_stays_small_and_legal() {
+        let fields: Vec<String> = (0..500).map(|i| format!("\"{}é\\n,{i}\":1", "k".repeat(500))).collect();
+        let body = parse::<Outer>(format!("{{{}}}", fields.join(",")).as_bytes()).unwrap();
+        let response = body.ignored.attach(Response::default());
+        assert!(response.headers()[IGNORED].len() <= 2 * IGNORED_BYTES);
+    }
+}

@@ -1,0 +1,109 @@
+//! From checked wishes and encoded prompts to running jobs.
+
+use std::sync::Arc;
+
+use super::drafts::Bounds;
+use super::error::ApiError;
+use super::order::Order;
+use super::pump::{Manner, Pump, Voice};
+use super::state::AppState;
+use crate::prompt::{Dialect, Opening, Text};
+use crate::scheduler::{Choice, Job};
+
+/// A prompt in tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct Encoded {
+    pub ids: Vec<u32>,
+    pub resume_points: Vec<usize>,
+    pub opening: Opening,
+}
+
+/// How many of an answer's tool calls are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Every one.
+    All,
+    /// The first.
+    First,
+}
+
+/// All that a request wants done.
+pub(crate) struct Plan {
+    pub order: Order,
+    /// The prompts, each continued by itself.
+    pub prompts: Vec<Encoded>,
+    /// Choices per prompt.
+    pub choices: usize,
+    /// Most tokens per choice; `None` is what the context holds.
+    pub max_tokens: Option<usize>,
+    /// Candidates recorded per token.
+    pub top_k: u8,
+    pub dialect: Dialect,
+    pub calls: Calls,
+    /// The request's field that holds the prompt, for errors.
+    pub field: &'static str,
+}
+
+/// Submits one job per prompt, all or none, and gives the pump of their events. Choices are numbered prompt by prompt.
+pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
+    let context = state.engine().limits().context;
+    let order = &plan.order;
+    let drafts = order.delivery.drafts();
+    let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
+    let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
+    for prompt in plan.prompts {
+        let max_tokens = room(prompt.ids.len(), plan.max_tokens, context, plan.field)?;
+        prompt_sizes.push(prompt.ids.len());
+        let text = state.text();
+        let job = Job {
+            prompt: prompt.ids.into(),
+            resume_points: prompt.resume_points,
+            choices: (0..plan.choices)
+                .map(|stream| choice(text, order, plan.dialect, prompt.opening, stream))
+                .collect(),
+            max_tokens,
+            sampler: order.sampler,
+            draw: order.draw,
+            bias: order.bias.clone(),
+            penalties: order.penalties,
+            top_k: plan.top_k,
+            timeout: Some(order.timeout),
+            drafts,
+        };
+        // Should a later one be refused, the tickets so far are dropped, which cancels their jobs.
+        let ticket = state.engine().submit(job).map_err(|refusal| ApiError::refused(&refusal, plan.field))?;
+        let manner = Manner {
+            dialect: plan.dialect,
+            calls: plan.calls,
+            delivery: order.delivery,
+            bounds: Bounds { max_tokens, max_steps: order.sampler.max_steps },
+        };
+        for reader in ticket.choices {
+            let text = text.reader(prompt.opening, plan.dialect, &order.stop);
+            voices.push(Voice::new(voices.len(), reader, text, manner));
+        }
+    }
+    Ok(Pump::new(voices, prompt_sizes, plan.choices))
+}
+
+/// One continuation. Two prompts of a request draw the same numbers, so each gets the text it would get alone.
+fn choice(text: &Arc<Text>, order: &Order, dialect: Dialect, opening: Opening, stream: usize) -> Choice {
+    Choice { seed: order.seed, stream: stream as u32, gate: text.gate(opening, dialect, &order.stop) }
+}
+
+/// How many tokens the answer may have: what was asked for, as far as the context holds it.
+fn room(prompt: usize, asked: Option<usize>, context: usize, field: &str) -> Result<usize, ApiError> {
+    if prompt == 0 {
+        return Err(ApiError::invalid(field, format!("'{field}' holds no tokens; at least one is needed.")));
+    }
+    match context.saturating_sub(prompt) {
+        0 => Err(ApiError::invalid(
+            field,
+            format!(
+                "The prompt has {prompt} tokens; the model's context of {context} tokens leaves no room to answer."
+            ),
+        )
+        .code("context_length_exceeded")),
+        room => Ok(asked.unwrap_or(room).min(room)),
+    }
+}

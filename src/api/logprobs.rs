@@ -1,0 +1,63 @@
+//! Log-probabilities in the two shapes that clients know.
+
+use serde_json::{Map, Number, Value};
+
+use super::pump::Said;
+use super::wire::chat::{Alternative, ChatLogprobs, TokenLogprob};
+use super::wire::completion::CompletionLogprobs;
+use crate::prompt::{Channel, Text};
+
+/// Stands for minus infinity, which JSON does not have.
+const LEAST: f32 = -9999.0;
+
+/// The chat shape: the content's tokens alone.
+pub(crate) fn chat(text: &Text, said: &[Said], alternatives: usize) -> ChatLogprobs {
+    let content = said.iter().filter(|said| said.channel == Channel::Content).map(|said| {
+        let (token, bytes) = spelled(text, said.token.id);
+        let top_logprobs = said.token.top.iter().take(alternatives).map(|candidate| {
+            let (token, bytes) = spelled(text, candidate.token);
+            Alternative { token, logprob: finite(candidate.logit), bytes }
+        });
+        TokenLogprob { token, logprob: finite(said.token.logprob), bytes, top_logprobs: top_logprobs.collect() }
+    });
+    ChatLogprobs { content: content.collect(), refusal: None }
+}
+
+/// The older shape. `offset` is where the text so far ends, in code points; it is moved on.
+pub(crate) fn completion(text: &Text, said: &[Said], alternatives: usize, offset: &mut usize) -> CompletionLogprobs {
+    let mut logprobs = CompletionLogprobs::default();
+    for said in said.iter().filter(|said| said.channel == Channel::Content) {
+        let (token, _) = spelled(text, said.token.id);
+        let mut top = Map::new();
+        for candidate in said.token.top.iter().take(alternatives) {
+            top.insert(spelled(text, candidate.token).0, number(candidate.logit));
+        }
+        logprobs.text_offset.push(*offset);
+        *offset += token.chars().count();
+        logprobs.token_logprobs.push(finite(said.token.logprob));
+        logprobs.top_logprobs.push(top);
+        logprobs.tokens.push(token);
+    }
+    logprobs
+}
+
+/// How sure the model was on average; what `best_of` ranks by.
+pub(crate) fn mean(said: &[Said]) -> f64 {
+    if said.is_empty() {
+        return f64::NEG_INFINITY;
+    }
+    said.iter().map(|said| f64::from(finite(said.token.logprob))).sum::<f64>() / said.len() as f64
+}
+
+fn spelled(text: &Text, id: u32) -> (String, Vec<u8>) {
+    let bytes = text.token_bytes(id);
+    (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LEAST }
+}
+
+fn number(logprob: f32) -> Value {
+    Number::from_f64(f64::from(finite(logprob))).map_or(Value::Null, Value::Number)
+}

@@ -1,0 +1,327 @@
+//! The one event pump: from the scheduler's events of all choices to text, calls, logprobs, progress and usage.
+//!
+//! Chat, completions and responses, streamed or not, all read from here; they differ only in how they write it down.
+//! Text leaves in the order of its commits; drafts in between are provisional and may be left out.
+
+use std::collections::VecDeque;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream, SelectAll};
+use uuid::Uuid;
+
+use super::drafts::{Bounds, Drafting};
+use super::error::ApiError;
+use super::generation::Calls;
+use super::order::Delivery;
+use super::wire::progress::ProgressFrame;
+use super::wire::usage::{CompletionTokens, DiffusionUsage, PromptTokens, Usage};
+use crate::prompt::{Channel, Delta, Dialect, TextReader};
+use crate::scheduler::{ChoiceUsage, CommittedToken, Event, FinishReason, JobError, Reader};
+
+/// What happens to a choice.
+#[derive(Debug)]
+pub(crate) enum Beat {
+    /// A canvas is on its way.
+    Progress(ProgressFrame),
+    /// Text has become final.
+    Commit(Commit),
+    /// The choice is complete and has cost that; nothing of it follows.
+    Finished(Finish, Cost),
+    /// The choice broke off, and with it the request.
+    Failed(ApiError),
+}
+
+/// What one commit adds to a choice; any part may be empty.
+#[derive(Debug, Default)]
+pub(crate) struct Commit {
+    pub reasoning: String,
+    pub content: String,
+    pub calls: Vec<Call>,
+    pub tokens: Vec<Said>,
+}
+
+/// A committed token and where it went.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    pub channel: Channel,
+    pub token: CommittedToken,
+}
+
+/// A tool call of the model.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    /// Number within the choice.
+    pub index: usize,
+    pub id: String,
+    pub name: String,
+    /// JSON.
+    pub arguments: String,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finish {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl Finish {
+    /// As in `finish_reason`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
+        }
+    }
+}
+
+/// A whole choice.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub reasoning: String,
+    pub content: String,
+    pub calls: Vec<Call>,
+    pub tokens: Vec<Said>,
+    pub finish: Finish,
+}
+
+/// All choices of a request as one stream of beats. Dropping it cancels what is still running.
+pub(crate) struct Pump {
+    voices: SelectAll<BoxStream<'static, (usize, Beat)>>,
+    tally: Tally,
+}
+
+impl Pump {
+    /// `choices` voices per prompt, in order.
+    pub(crate) fn new(voices: Vec<Voice>, prompt_sizes: Vec<usize>, choices: usize) -> Pump {
+        let tally = Tally { prompt_sizes, choices, costs: vec![Cost::default(); voices.len()] };
+        Pump { voices: stream::select_all(voices.into_iter().map(Voice::into_stream)), tally }
+    }
+
+    /// How many choices there are.
+    pub(crate) fn len(&self) -> usize {
+        self.tally.costs.len()
+    }
+
+    /// What happens next, and to which choice; `None` when all are complete.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Beat)> {
+        let (choice, beat) = self.voices.next().await?;
+        if let (Beat::Finished(_, cost), Some(place)) = (&beat, self.tally.costs.get_mut(choice)) {
+            *place = *cost;
+        }
+        Some((choice, beat))
+    }
+
+    /// What it has cost; complete when [`Pump::next`] has said `None`.
+    pub(crate) fn usage(&self) -> Usage {
+        self.tally.usage()
+    }
+
+    /// Waits for all choices.
+    pub(crate) async fn whole(mut self) -> Result<(Vec<Answer>, Usage), ApiError> {
+        let blank = || Answer {
+            reasoning: String::new(),
+            content: String::new(),
+            calls: Vec::new(),
+            tokens: Vec::new(),
+            finish: Finish::Stop,
+        };
+        let mut answers: Vec<Answer> = (0..self.len()).map(|_| blank()).collect();
+        while let Some((choice, beat)) = self.next().await {
+            let Some(answer) = answers.get_mut(choice) else { continue };
+            match beat {
+                Beat::Progress(_) => {}
+                Beat::Commit(commit) => {
+                    answer.reasoning.push_str(&commit.reasoning);
+                    answer.content.push_str(&commit.content);
+                    answer.calls.extend(commit.calls);
+                    answer.tokens.extend(commit.tokens);
+                }
+                Beat::Finished(finish, _) => answer.finish = finish,
+                Beat::Failed(error) => return Err(error),
+            }
+        }
+        Ok((answers, self.usage()))
+    }
+}
+
+/// What one choice cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cost {
+    usage: ChoiceUsage,
+    reasoning_tokens: usize,
+}
+
+/// What a request costs.
+struct Tally {
+    prompt_sizes: Vec<usize>,
+    choices: usize,
+    costs: Vec<Cost>,
+}
+
+impl Tally {
+    fn usage(&self) -> Usage {
+        let sum = |of: fn(&Cost) -> usize| self.costs.iter().map(of).sum::<usize>();
+        let prompt_tokens = self.prompt_sizes.iter().sum();
+        let completion_tokens = sum(|cost| cost.usage.completion_tokens);
+        let steps = sum(|cost| cost.usage.steps);
+        // The choices of a prompt share its encode; the least any of them found is what an earlier request had left.
+        let cached =
+            self.costs.chunks(self.choices.max(1)).map(|choices| choices.iter().map(|c| c.usage.cached_tokens).min());
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: cached.flatten().sum() },
+            completion_tokens_details: CompletionTokens { reasoning_tokens: sum(|cost| cost.reasoning_tokens) },
+            diffusion: DiffusionUsage {
+                canvases: sum(|cost| cost.usage.canvases),
+                steps,
+                tokens_per_forward: if steps == 0 { 0.0 } else { completion_tokens as f64 / steps as f64 },
+                forced_commits: sum(|cost| cost.usage.forced_commits),
+            },
+        }
+    }
+}
+
+/// How the choices of a request are passed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    pub dialect: Dialect,
+    pub calls: Calls,
+    pub delivery: Delivery,
+    pub bounds: Bounds,
+}
+
+/// One choice: its events, its text, its drafts.
+pub(crate) struct Voice {
+    index: usize,
+    reader: Reader,
+    text: TextReader,
+    calls: Calls,
+    drafting: Option<Drafting>,
+    /// Calls passed on so far.
+    called: usize,
+    cost: Cost,
+    ready: VecDeque<Beat>,
+    state: VoiceState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum VoiceState {
+    Speaking,
+    Done,
+}
+
+impl Voice {
+    /// A choice that has not said anything yet.
+    pub(crate) fn new(index: usize, reader: Reader, text: TextReader, manner: Manner) -> Voice {
+        let drafting = match manner.delivery {
+            Delivery::Stream { progress: Some(plan), .. } => {
+                Some(Drafting::new(index, reader.drafts(), plan, manner.dialect, manner.bounds))
+            }
+            _ => None,
+        };
+        Voice {
+            index,
+            reader,
+            text,
+            calls: manner.calls,
+            drafting,
+            called: 0,
+            cost: Cost::default(),
+            ready: VecDeque::new(),
+            state: VoiceState::Speaking,
+        }
+    }
+
+    fn into_stream(self) -> BoxStream<'static, (usize, Beat)> {
+        let index = self.index;
+        stream::unfold(self, move |mut voice| async move { voice.next().await.map(|beat| ((index, beat), voice)) })
+            .boxed()
+    }
+
+    async fn next(&mut self) -> Option<Beat> {
+        loop {
+            if let Some(beat) = self.ready.pop_front() {
+                return Some(beat);
+            }
+            if self.state == VoiceState::Done {
+                return None;
+            }
+            // Events first: a draft is only understood when all commits before its canvas have been read.
+            tokio::select! {
+                biased;
+                event = self.reader.next() => self.take(event),
+                frame = Drafting::next(&mut self.drafting, &self.text) => self.ready.push_back(Beat::Progress(frame)),
+            }
+        }
+    }
+
+    /// Turns an event into beats.
+    fn take(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Committed(committed)) => {
+                if let Some(drafting) = &mut self.drafting {
+                    self.ready.push_back(Beat::Progress(drafting.committed(committed.steps, committed.tokens.len())));
+                }
+                let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
+                let deltas = self.text.push(&ids);
+                let channels = self.text.channels();
+                self.cost.reasoning_tokens += channels.iter().filter(|channel| **channel == Channel::Reasoning).count();
+                let said =
+                    channels.iter().zip(committed.tokens).map(|(channel, token)| Said { channel: *channel, token });
+                let said = said.collect();
+                let commit = self.commit(deltas, said);
+                self.ready.push_back(Beat::Commit(commit));
+            }
+            Some(Event::Finished(finished)) => {
+                self.state = VoiceState::Done;
+                let rest = self.text.finish();
+                if !rest.is_empty() {
+                    let commit = self.commit(rest, Vec::new());
+                    self.ready.push_back(Beat::Commit(commit));
+                }
+                self.cost.usage = finished.usage;
+                self.ready.push_back(Beat::Finished(self.finish(finished.reason), self.cost));
+            }
+            Some(Event::Failed(error)) => self.fail(&error),
+            None => self.fail(&JobError::Stopped),
+        }
+    }
+
+    fn fail(&mut self, error: &JobError) {
+        self.state = VoiceState::Done;
+        self.ready.push_back(Beat::Failed(ApiError::from(error)));
+    }
+
+    /// Sorts deltas by channel, so that a commit is at most one delta of each.
+    fn commit(&mut self, deltas: Vec<Delta>, tokens: Vec<Said>) -> Commit {
+        let mut commit = Commit { tokens, ..Commit::default() };
+        for delta in deltas {
+            match delta {
+                Delta::Reasoning(text) => commit.reasoning.push_str(&text),
+                Delta::Content(text) => commit.content.push_str(&text),
+                Delta::ToolCall { .. } if self.calls == Calls::First && self.called > 0 => {}
+                Delta::ToolCall { name, arguments } => {
+                    let id = format!("call_{}", Uuid::now_v7().simple());
+                    commit.calls.push(Call { index: self.called, id, name, arguments });
+                    self.called += 1;
+                }
+            }
+        }
+        commit
+    }
+
+    /// The reason as clients are told it: `tool_calls` exactly where there are calls to answer. A call that could not
+    /// be read came out as content, and then the answer is an ordinary one.
+    fn finish(&self, reason: FinishReason) -> Finish {
+        match reason {
+            FinishReason::Length => Finish::Length,
+            FinishReason::Stop | FinishReason::ToolCalls if self.called > 0 => Finish::ToolCalls,
+            FinishReason::Stop | FinishReason::ToolCalls => Finish::Stop,
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::super::body::Body;
+use super::super::conversation::{aside, encode_chat, messages, of_prompt, tools};
+use super::super::document::Failures;
+use super::super::error::ApiError;
+use super::super::state::AppState;
+use super::super::wire::other::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use super::completions::check_ids;
+use crate::prompt::{Chat, Thinking};
+
+/// Cuts a text or a conversation into tokens, as a prompt would be.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    operation_id = "tokenize",
+    tag = "Tokens",
+    request_body = TokenizeRequest,
+    responses((status = 200, description = "The tokens.", body = TokenizeResponse), Failures)
+)]
+pub(crate) async fn tokenize(
+    State(state): State<AppState>,
+    Body { value: request, ignored }: Body<TokenizeRequest>,
+) -> Result<Response, ApiError> {
+    state.check_model(request.model.as_deref())?;
+    let tokens = match (request.prompt, request.messages) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::invalid("prompt", "Give either 'prompt' or 'messages', not both."));
+        }
+        (None, None) => return Err(ApiError::missing("prompt")),
+        (Some(prompt), None) => {
+            let text = state.text().clone();
+            aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error))?
+        }
+        (None, Some(wire)) => {
+            let chat = Chat {
+                messages: messages(Some(wire), "messages")?,
+                tools: tools(request.tools, None)?,
+                thinking: Thinking::Default,
+                kwargs: Default::default(),
+            };
+            encode_chat(&state, chat).await?.ids
+        }
+    };
+    let spelled = |id: &u32| String::from_utf8_lossy(&state.text().token_bytes(*id)).into_owned();
+    let token_strs = (request.return_token_strs == Some(true)).then(|| tokens.iter().map(spelled).collect());
+    let max_model_len = state.engine().limits().context;
+    let response = TokenizeResponse { count: tokens.len(), tokens, max_model_len, token_strs };
+    Ok(ignored.attach(Json(response).into_response()))
+}
+
+/// Turns tokens into text.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    operation_id = "detokenize",
+    tag = "Tokens",
+    request_body = DetokenizeRequest,
+    responses((status = 200, description = "The text.", body = DetokenizeResponse), Failures)
+)]
+pub(crate) async fn detokenize(
+    State(state): State<AppState>,
+    Body { value: request, ignored }: Body<DetokenizeRequest>,
+) -> Result<Response, ApiError> {
+    state.check_model(request.model.as_deref())?;
+    let tokens = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;
+    check_ids("tokens", &tokens, state.engine().limits().vocabulary)?;
+    let text = state.text().clone();
+    let prompt = aside(move || text.decode(&tokens)).await?;
+    Ok(ignored.attach(Json(DetokenizeResponse { prompt }).into_response()))
+}

@@ -1,0 +1,78 @@
+//! Server-sent events: one driver for the three dialects of streams.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+
+use super::error::ApiError;
+use super::pump::{Beat, Pump};
+use super::wire::usage::Usage;
+
+/// Tells proxies of the nginx kind to pass events on at once.
+const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// How a kind of stream writes down what happens. Adds nothing and withholds nothing: all decisions fall in the pump.
+pub(crate) trait StreamDialect: Send + 'static {
+    /// Before anything has happened.
+    fn open(&mut self) -> Vec<Event>;
+    /// Something happened to a choice; never [`Beat::Failed`].
+    fn beat(&mut self, choice: usize, beat: Beat) -> Vec<Event>;
+    /// All choices are complete.
+    fn close(&mut self, usage: Usage) -> Vec<Event>;
+    /// The request broke off; nothing follows.
+    fn fail(&mut self, error: &ApiError) -> Vec<Event>;
+}
+
+/// An event whose data is `value` as JSON on one line.
+pub(crate) fn data(value: &impl Serialize) -> Event {
+    // The wire types hold nothing that JSON cannot: serialization fails on maps with keys other than text only.
+    let json = serde_json::to_string(value).expect("wire types are JSON");
+    Event::default().data(json)
+}
+
+/// The event that ends a stream of chunks.
+pub(crate) fn done() -> Event {
+    Event::default().data("[DONE]")
+}
+
+/// Answers with the pump's beats in that dialect. Dropping the response's body drops the pump, which cancels the jobs.
+pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Duration) -> Response {
+    struct Driver<D> {
+        pump: Option<Pump>,
+        dialect: D,
+        ready: VecDeque<Event>,
+    }
+    let mut driver = Driver { pump: Some(pump), dialect, ready: VecDeque::new() };
+    driver.ready.extend(driver.dialect.open());
+    let events = stream::unfold(driver, |mut driver| async move {
+        loop {
+            if let Some(event) = driver.ready.pop_front() {
+                return Some((Ok::<_, Infallible>(event), driver));
+            }
+            let pump = driver.pump.as_mut()?;
+            let events = match pump.next().await {
+                Some((_, Beat::Failed(error))) => {
+                    driver.pump = None;
+                    driver.dialect.fail(&error)
+                }
+                Some((choice, beat)) => driver.dialect.beat(choice, beat),
+                None => {
+                    let usage = pump.usage();
+                    driver.pump = None;
+                    driver.dialect.close(usage)
+                }
+            };
+            driver.ready.extend(events);
+        }
+    });
+    let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
+    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    response.headers_mut().insert(NO_BUFFERING, HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,431 @@
+//! `POST /v1/chat/completions`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::either::{Content, Stop, ToolChoice};
+use super::options::{DiffusionOptions, ResponseFormat, StreamOptions, Tool};
+use super::progress::ProgressFrame;
+use super::usage::Usage;
+
+/// A conversation to be continued.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[schema(examples(json!({
+    "model": "canvasd-demo",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}]
+})))]
+pub struct ChatRequest {
+    /// Name of the model, or one of its aliases; absent means the one model that is served. Another name is a 404.
+    pub model: Option<String>,
+    /// The conversation, at least one message.
+    #[schema(required = true, nullable = false, min_items = 1)]
+    pub messages: Option<Vec<Message>>,
+    /// Sends the answer as server-sent events, as it is committed. Default false.
+    pub stream: Option<bool>,
+    /// What the stream carries beside the text. Has no effect without `stream`.
+    pub stream_options: Option<StreamOptions>,
+    /// Short for `stream_options.include_diffusion_progress: true`.
+    pub diffusing: Option<bool>,
+    /// Answers wanted, 1 to 128. Default 1.
+    #[schema(minimum = 1, maximum = 128)]
+    pub n: Option<usize>,
+    /// Same seed, same text: seed of all random draws. Absent: a new one each time, except that `temperature` 0 uses 0.
+    #[schema(value_type = Option<i64>)]
+    pub seed: Option<Seed>,
+    /// 0 to 2, default 1. A factor on the temperature of the draw that re-noises a canvas; 0 always draws the best token.
+    /// The checkpoint's own schedule, acceptance and stopping stay as they are.
+    #[schema(minimum = 0, maximum = 2)]
+    pub temperature: Option<f64>,
+    /// Above 0, up to 1, default 1. Nucleus of the same draw, within the 64 best candidates of a position.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    pub top_p: Option<f64>,
+    /// Most tokens of the answer; exact, never rounded up to a canvas. `max_completion_tokens` goes before it. What does
+    /// not fit into the context is cut off it. Default: the server's `default_max_tokens`, or what the context holds.
+    #[schema(minimum = 1)]
+    pub max_tokens: Option<usize>,
+    /// The newer name of `max_tokens`.
+    #[schema(minimum = 1)]
+    pub max_completion_tokens: Option<usize>,
+    /// A string, or up to 4, before which the answer ends. It is looked for in the content, not in the reasoning.
+    pub stop: Option<Stop>,
+    /// Gives each content token's log-probability at the last step of its canvas, under that step's temperature and
+    /// biases. Default false.
+    pub logprobs: Option<bool>,
+    /// Alternatives per token, 0 to 20; needs `logprobs`.
+    #[schema(maximum = 20)]
+    pub top_logprobs: Option<u32>,
+    /// Token ids (as text) and what is added to their logits, −100 to 100, before temperature and every statistic.
+    #[schema(value_type = Option<Object>)]
+    pub logit_bias: Option<BTreeMap<String, f64>>,
+    /// −2 to 2, default 0. Taken from the logits of tokens that occur in the answer's committed canvases; frozen while a
+    /// canvas is denoised.
+    #[schema(minimum = -2, maximum = 2)]
+    pub presence_penalty: Option<f64>,
+    /// −2 to 2, default 0. The same, times the number of occurrences.
+    #[schema(minimum = -2, maximum = 2)]
+    pub frequency_penalty: Option<f64>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<Tool>>,
+    /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
+    /// would have to be enforced.
+    pub tool_choice: Option<ToolChoice>,
+    /// `false` passes on only the first call of an answer. Default true.
+    pub parallel_tool_calls: Option<bool>,
+    /// `text`; the JSON formats are refused until they are enforced.
+    pub response_format: Option<ResponseFormat>,
+    /// `none` and `minimal` answer at once; `low`, `medium`, `high` and `xhigh` let the model think first, where its
+    /// template can.
+    pub reasoning_effort: Option<ReasoningEffort>,
+    /// Handed to the checkpoint's chat template. `enable_thinking` switches thinking, and beats `reasoning_effort`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// How canvases are denoised.
+    pub diffusion: Option<DiffusionOptions>,
+    /// `["text"]`; another modality is refused.
+    pub modalities: Option<Vec<String>>,
+    /// Refused: this server gives no audio.
+    #[schema(value_type = Option<Object>)]
+    pub audio: Option<Value>,
+    /// Refused: use `tools`.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub functions: Option<Value>,
+    /// Refused: use `tool_choice`.
+    #[schema(value_type = Option<Value>)]
+    pub function_call: Option<Value>,
+    /// Refused: this server searches nothing.
+    #[schema(value_type = Option<Object>)]
+    pub web_search_options: Option<Value>,
+    /// Accepted; a hint for speed that has no effect.
+    #[schema(value_type = Option<Object>)]
+    pub prediction: Option<Value>,
+    /// Accepted; has no effect: the model has no such control.
+    pub verbosity: Option<String>,
+    /// Accepted; has no effect.
+    pub user: Option<String>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+    /// Accepted; nothing is ever stored.
+    pub store: Option<bool>,
+    /// Accepted; all requests are served alike.
+    pub service_tier: Option<String>,
+    /// Accepted; has no effect.
+    pub safety_identifier: Option<String>,
+    /// Accepted; prefixes are found without it.
+    pub prompt_cache_key: Option<String>,
+    /// Accepted; has no effect.
+    pub prompt_cache_retention: Option<String>,
+}
+
+/// Any integer of up to 64 bits, signed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seed(pub u64);
+
+impl<'de> Deserialize<'de> for Seed {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shape;
+        impl serde::de::Visitor<'_> for Shape {
+            type Value = Seed;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an integer of at most 64 bits")
+            }
+            fn visit_u64<E: serde::de::Error>(self, seed: u64) -> Result<Seed, E> {
+                Ok(Seed(seed))
+            }
+            fn visit_i64<E: serde::de::Error>(self, seed: i64) -> Result<Seed, E> {
+                Ok(Seed(seed.cast_unsigned()))
+            }
+        }
+        deserializer.deserialize_any(Shape)
+    }
+}
+
+/// How much the model thinks before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReasoningEffort {
+    /// Not at all.
+    None,
+    /// Not at all.
+    Minimal,
+    /// Thinking is on.
+    Low,
+    /// Thinking is on.
+    Medium,
+    /// Thinking is on.
+    High,
+    /// Thinking is on.
+    Xhigh,
+}
+
+/// One message of a conversation. What a client got as an answer may be sent back as it is.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct Message {
+    /// Who speaks.
+    #[schema(required = true, nullable = false)]
+    pub role: Option<Role>,
+    /// Text, or parts. May be absent where an assistant message carries tool calls.
+    pub content: Option<Content>,
+    /// Handed to the template.
+    pub name: Option<String>,
+    /// Calls that the assistant made.
+    pub tool_calls: Option<Vec<SentToolCall>>,
+    /// Which call a `tool` message answers; required there.
+    pub tool_call_id: Option<String>,
+    /// Thoughts of the assistant; whether they are shown to the model again is the template's decision.
+    pub reasoning_content: Option<String>,
+    /// The same under its other name.
+    pub reasoning: Option<String>,
+    /// Stands for `content` where that is absent.
+    pub refusal: Option<String>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub annotations: Option<Value>,
+    /// Refused unless null: this model hears nothing.
+    #[schema(value_type = Option<Object>)]
+    pub audio: Option<Value>,
+    /// Refused unless null: use `tool_calls`.
+    #[schema(value_type = Option<Object>)]
+    pub function_call: Option<Value>,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Sets the scene.
+    System,
+    /// The newer name of `system`.
+    Developer,
+    /// Asks.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a call.
+    Tool,
+}
+
+/// A part of a message's content. Valid on every role.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct ContentPart {
+    /// `text` (also `input_text`, `output_text`, `refusal`). Images, audio and files are refused.
+    #[schema(required = true, nullable = false)]
+    pub r#type: Option<String>,
+    /// The text.
+    pub text: Option<String>,
+    /// The text of a `refusal`.
+    pub refusal: Option<String>,
+    /// Refused: this server does not see images yet.
+    #[schema(value_type = Option<Value>)]
+    pub image_url: Option<Value>,
+    /// Refused: this server hears nothing.
+    #[schema(value_type = Option<Object>)]
+    pub input_audio: Option<Value>,
+    /// Refused: this server reads no files.
+    #[schema(value_type = Option<Object>)]
+    pub file: Option<Value>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub annotations: Option<Value>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub logprobs: Option<Value>,
+    /// Accepted; prefixes are cached without it.
+    #[schema(value_type = Option<Value>)]
+    pub cache_control: Option<Value>,
+}
+
+/// A call as it comes back in the history.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct SentToolCall {
+    /// Its id, which the result's `tool_call_id` repeats.
+    #[schema(required = true, nullable = false)]
+    pub id: Option<String>,
+    /// `function`.
+    pub r#type: Option<String>,
+    /// What was called.
+    #[schema(required = true, nullable = false)]
+    pub function: Option<SentFunction>,
+    /// Accepted; has no effect.
+    pub index: Option<usize>,
+}
+
+/// A called function as it comes back in the history.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct SentFunction {
+    /// Its name.
+    #[schema(required = true, nullable = false)]
+    pub name: Option<String>,
+    /// Its arguments: text that holds a JSON object. Empty text stands for `{}`.
+    pub arguments: Option<String>,
+}
+
+/// The answers, whole.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatCompletion {
+    /// Of this request.
+    pub id: String,
+    /// `chat.completion`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model that answered.
+    pub model: String,
+    /// The answers, in index order.
+    pub choices: Vec<ChatChoice>,
+    /// What it cost.
+    pub usage: Usage,
+    /// Constant for a build and a model.
+    pub system_fingerprint: String,
+    /// `default`.
+    pub service_tier: &'static str,
+}
+
+/// One answer.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatChoice {
+    /// Its number.
+    pub index: usize,
+    /// What the assistant says.
+    pub message: AssistantMessage,
+    /// Log-probabilities, if asked for.
+    #[schema(required = true)]
+    pub logprobs: Option<ChatLogprobs>,
+    /// `stop`, `length` or `tool_calls`.
+    pub finish_reason: &'static str,
+}
+
+/// What the assistant says.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AssistantMessage {
+    /// `assistant`.
+    pub role: &'static str,
+    /// The answer; null where there are only tool calls.
+    #[schema(required = true)]
+    pub content: Option<String>,
+    /// Always null.
+    #[schema(required = true)]
+    pub refusal: Option<String>,
+    /// What the model thought; absent where it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A call that the model makes.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ToolCall {
+    /// Number of the call within its answer; in streams only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// Its id.
+    pub id: String,
+    /// `function`.
+    pub r#type: &'static str,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+/// A function that the model calls.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct CalledFunction {
+    /// Its name.
+    pub name: String,
+    /// Its arguments, always valid JSON.
+    pub arguments: String,
+}
+
+/// Log-probabilities of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ChatLogprobs {
+    /// One entry per content token.
+    pub content: Vec<TokenLogprob>,
+    /// Always null.
+    #[schema(required = true)]
+    pub refusal: Option<Vec<TokenLogprob>>,
+}
+
+/// A token and how sure the model was of it.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct TokenLogprob {
+    /// Its text; bytes that are no text by themselves are replaced.
+    pub token: String,
+    /// Natural log-probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The best alternatives, this token included.
+    pub top_logprobs: Vec<Alternative>,
+}
+
+/// A token that might have stood there.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Alternative {
+    /// Its text.
+    pub token: String,
+    /// Natural log-probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A piece of the answers, as it goes over a stream.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatChunk {
+    /// Of this request.
+    pub id: String,
+    /// `chat.completion.chunk`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created: u64,
+    /// The model that answers.
+    pub model: String,
+    /// Constant for a build and a model.
+    pub system_fingerprint: String,
+    /// One choice; none in the usage chunk.
+    pub choices: Vec<ChunkChoice>,
+    /// What it cost; null in all chunks but the last, and absent where nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub usage: Option<Option<Usage>>,
+    /// How a canvas stands; only where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diffusion: Option<ProgressFrame>,
+}
+
+/// What a chunk adds to a choice.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChunkChoice {
+    /// Which one.
+    pub index: usize,
+    /// Appended to the message.
+    pub delta: ChunkDelta,
+    /// Log-probabilities of the delta's content, if asked for.
+    #[schema(required = true)]
+    pub logprobs: Option<ChatLogprobs>,
+    /// Set in the choice's last chunk.
+    #[schema(required = true)]
+    pub finish_reason: Option<&'static str>,
+}
+
+/// What is appended to a message.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct ChunkDelta {
+    /// `assistant`, in the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// More of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// More of the thoughts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// Calls, each whole.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}

@@ -1,0 +1,15 @@
+//! What goes over the wire: requests as they may be written, responses as clients expect them.
+//!
+//! Plain data with serde and the OpenAPI description; the doc comment of a field *is* its public documentation, in
+//! `openapi/openapi.json` and in `docs/api.md`. No field of a request is required by its type: `null` and absence are
+//! the same, and what is indispensable is asked for in words. Nothing here decides whether a value can be honoured.
+
+#![allow(dead_code, reason = "fields that are accepted without effect are read by nobody but belong to the contract")]
+
+pub mod chat;
+pub mod completion;
+pub mod either;
+pub mod options;
+pub mod other;
+pub mod progress;
+pub mod usage;

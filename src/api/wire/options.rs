@@ -1,0 +1,131 @@
+//! Options that several requests share.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::either::Progress;
+
+/// What a stream carries beside the text.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct StreamOptions {
+    /// Sends one more chunk at the end, with `choices: []` and the usage of the whole request. Default false.
+    pub include_usage: Option<bool>,
+    /// Sends chunks with an empty delta and a top-level `diffusion` object while canvases are denoised. `true`, or an
+    /// object with `every`, `mode` and `max_hz`. Default false.
+    pub include_diffusion_progress: Option<Progress>,
+    /// Accepted; has no effect: nothing is obfuscated.
+    pub include_obfuscation: Option<bool>,
+}
+
+/// How a stream tells of canvases being denoised.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize, ToSchema)]
+pub struct ProgressOptions {
+    /// Tells of every n-th step only. 1 to 1,000; default 1.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub every: Option<u32>,
+    /// `text`: the whole draft each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
+    pub mode: Option<ProgressMode>,
+    /// Most chunks per second and choice; what lies between is left out. Above 0, up to 1,000; default 20.
+    #[schema(exclusive_minimum = 0, maximum = 1000)]
+    pub max_hz: Option<f64>,
+}
+
+/// What of a draft is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProgressMode {
+    /// The whole draft.
+    #[default]
+    Text,
+    /// The difference from the draft before.
+    Edits,
+    /// No text.
+    Stats,
+}
+
+/// How canvases are denoised for this request. Explicit values beat `effort`, which beats the checkpoint's own.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct DiffusionOptions {
+    /// A trade of quality for speed, relative to the checkpoint's values. `low`: a third of the steps, 3 × the entropy
+    /// bound, 4 × the confidence threshold. `medium`: the checkpoint's values. `high`: half the entropy bound, half the
+    /// confidence threshold, one more stable step.
+    pub effort: Option<Effort>,
+    /// Most denoising steps per canvas, 1 to 1,024.
+    #[schema(minimum = 1, maximum = 1024)]
+    pub max_denoising_steps: Option<usize>,
+    /// Nats of entropy that may be accepted per step; above 0, up to 1,000,000.
+    #[schema(exclusive_minimum = 0, maximum = 1000000)]
+    pub entropy_bound: Option<f64>,
+    /// Mean entropy of a canvas, in nats, below which it may stop; above 0, up to 1,000.
+    #[schema(exclusive_minimum = 0, maximum = 1000)]
+    pub confidence_threshold: Option<f64>,
+    /// Equal canvases in a row wanted before one may stop, 0 to 1,024.
+    #[schema(maximum = 1024)]
+    pub stability_threshold: Option<usize>,
+    /// Most milliseconds from the request to the last commit. When they are over, the canvas is committed as it stands
+    /// and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
+    #[schema(minimum = 1)]
+    pub timeout_ms: Option<u64>,
+}
+
+/// A trade of quality for speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// Fast.
+    Low,
+    /// As the checkpoint says.
+    Medium,
+    /// Careful.
+    High,
+}
+
+/// A tool that the model may call.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct Tool {
+    /// `function`; another kind is refused.
+    #[schema(required = true, nullable = false)]
+    pub r#type: Option<String>,
+    /// What can be called.
+    #[schema(required = true, nullable = false)]
+    pub function: Option<Function>,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct Function {
+    /// Its name: letters, digits, `_`, `-` and `.`, at most 64.
+    #[schema(required = true, nullable = false)]
+    pub name: Option<String>,
+    /// What it does, in words for the model.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object; shown to the model, not enforced.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Map<String, Value>>,
+    /// `false` is accepted. `true` is refused: arguments are always valid JSON, but the schema is not enforced.
+    pub strict: Option<bool>,
+}
+
+/// A choice of one tool by name.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, ToSchema)]
+pub struct NamedTool {
+    /// `function`.
+    pub r#type: Option<String>,
+    /// Which one.
+    #[schema(value_type = Option<Object>)]
+    pub function: Option<Value>,
+    /// Which one, in the flat form.
+    pub name: Option<String>,
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct ResponseFormat {
+    /// `text`. `json_object` and `json_schema` are refused: they would have to be enforced.
+    #[schema(required = true, nullable = false)]
+    pub r#type: Option<String>,
+    /// Refused together with the type `json_schema`.
+    #[schema(value_type = Option<Object>)]
+    pub json_schema: Option<Value>,
+}

@@ -1,0 +1,87 @@
+//! Every answer that is no success has the envelope, whoever made it.
+
+use axum::body::Body;
+use axum::http::{Method, Request, header};
+use serde_json::json;
+
+use super::support::{App, Reply};
+
+#[tokio::test]
+async fn the_frameworks_own_errors_are_enveloped() {
+    let app = App::new();
+    let send = async |method: &str, path: &str, kind: Option<&str>, body: &str| {
+        let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);
+        if let Some(kind) = kind {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        Reply::of(app.send(request.body(Body::from(body.to_owned())).unwrap()).await).await
+    };
+    assert_eq!(send("GET", "/nowhere", None, "").await.refused(404)["code"], "not_found");
+    send("POST", "/v1/chat", None, "").await.refused(404);
+    send("GET", "/v1/models/", None, "").await.refused(404);
+    send("GET", "/v1/models/%FF%FE", None, "").await.refused(400);
+    for (method, path) in
+        [("GET", "/v1/chat/completions"), ("DELETE", "/v1/models"), ("PUT", "/health"), ("BREW", "/tokenize")]
+    {
+        let reply = send(method, path, None, "").await;
+        assert_eq!(reply.refused(405)["code"], "method_not_allowed");
+        assert!(reply.headers.contains_key(header::ALLOW));
+    }
+    for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/jsonp")] {
+        send("POST", "/v1/completions", kind, "{}").await.refused(415);
+    }
+    for kind in ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"] {
+        send("POST", "/v1/completions", Some(kind), "{\"prompt\":\"hello\"}").await.ok();
+    }
+}
+
+#[tokio::test]
+async fn json_errors_say_where() {
+    let app = App::new();
+    let path = "/v1/chat/completions";
+    for body in [
+        "",
+        " ",
+        "{",
+        "{\"messages\":[}",
+        "{\"model\":\"x\"} tail",
+        "nonsense",
+        "{\"a\":1e999}",
+        "[1,2,3]",
+        "\"hello\"",
+        "null",
+        "{\"user\":\"\\ud800\"}",
+        "{\"user\":\"\\ud800\\u0041\"}",
+    ] {
+        app.post_bytes(path, body.into()).await.refused(400);
+    }
+    let error = app.post_bytes(path, b"{\"messages\":\n [{\"role\":\"user\",,}]}".to_vec()).await.refused(400);
+    assert!(error["message"].as_str().unwrap().contains("line 2 column"), "{error}");
+    assert_eq!(error["code"], "invalid_json");
+    let error = app.post_bytes(path, b"{\n\"temperature\": \"hot\"}".to_vec()).await.refused(400);
+    assert!(error["message"].as_str().unwrap().contains("line 2 column"), "{error}");
+    assert_eq!(error["param"], "temperature");
+    for body in [&b"\xff\xfe{\0}\0"[..], b"{\"user\":\"\xc3\x28\"}", b"{\"user\":\"a\nb\"}", b"\0{}"] {
+        app.post_bytes(path, body.to_vec()).await.refused(400);
+    }
+    // Quoted input does not make the error long.
+    let long = json!({"temperature": "x".repeat(100_000)}).to_string();
+    assert!(app.post_bytes(path, long.into()).await.body.len() < 4000);
+    let deep = format!("{{\"metadata\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
+    app.post_bytes(path, deep.into()).await.refused(400);
+}
+
+#[tokio::test]
+async fn odd_but_legal_text_is_text() {
+    let app = App::new();
+    for text in ["\u{0}", "a\u{0}b", "\u{feff}hello", "👩‍👩‍👧‍👦", "\u{202e}", "<|turn>user\n", "<bos>"]
+    {
+        app.chat(text, json!({"max_tokens": 4})).await.ok();
+        app.complete(text, json!({"max_tokens": 4})).await.ok();
+    }
+    let mut marked = vec![0xEF, 0xBB, 0xBF];
+    marked.extend_from_slice(b"{\"prompt\":\"hello\"}");
+    assert_eq!(app.post_bytes("/v1/completions", marked).await.ok()["choices"][0]["text"], "Hello there.");
+    let twice = b"{\"prompt\":\"hello\",\"prompt\":\"hello\"}".to_vec();
+    app.post_bytes("/v1/completions", twice).await.refused(400);
+}

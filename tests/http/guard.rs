@@ -1,0 +1,158 @@
+//! Keys, other origins, limits and headers.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, header};
+use canvasd::api::{ApiSettings, Keys};
+use canvasd::scheduler::Settings;
+use serde_json::json;
+
+use super::support::{App, Reply, chat_body};
+
+fn app(settings: ApiSettings) -> App {
+    App::with(settings, Settings::default())
+}
+
+async fn get(app: &App, path: &str, headers: &[(&str, &str)]) -> Reply {
+    let mut request = Request::get(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    Reply::of(app.send(request.body(Body::empty()).unwrap()).await).await
+}
+
+#[tokio::test]
+async fn a_key_is_asked_for_where_there_is_one() {
+    let app = app(ApiSettings { keys: Keys::new(["sesame", "other"]), ..ApiSettings::default() });
+    for path in ["/v1/models", "/v1/models/x", "/metrics"] {
+        let reply = get(&app, path, &[]).await;
+        assert_eq!(reply.refused(401)["code"], "missing_api_key");
+        assert_eq!(reply.headers[header::WWW_AUTHENTICATE], "Bearer");
+        for wrong in ["Bearer sesam", "Bearer ", "Bearer sesame2", "Basic sesame", "sesame"] {
+            get(&app, path, &[("authorization", wrong)]).await.refused(401);
+        }
+    }
+    app.chat("hello", json!({})).await.refused(401);
+    for key in ["Bearer sesame", "bearer other"] {
+        get(&app, "/v1/models", &[("authorization", key)]).await.ok();
+    }
+    // Probes and pages need none.
+    for path in ["/health", "/ready", "/version", "/openapi.json"] {
+        get(&app, path, &[]).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn other_origins_may_what_is_configured() {
+    let listed = app(ApiSettings {
+        cors_origins: vec!["http://localhost:3000".into()],
+        keys: Keys::new(["sesame"]),
+        ..ApiSettings::default()
+    });
+    let preflight = async |app: &App, origin: &str| {
+        let request = Request::options("/v1/chat/completions")
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+            .header(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,content-type,x-stainless-os");
+        Reply::of(app.send(request.body(Body::empty()).unwrap()).await).await
+    };
+    let reply = preflight(&listed, "http://localhost:3000").await;
+    assert_eq!(reply.status.as_u16(), 200);
+    assert_eq!(reply.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "http://localhost:3000");
+    let allowed = reply.headers[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap().to_lowercase();
+    assert!(allowed.contains("authorization") && allowed.contains("x-stainless-os"));
+    assert!(!preflight(&listed, "http://evil.example").await.headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+    let any = app(ApiSettings { cors_origins: vec!["*".into()], ..ApiSettings::default() });
+    assert_eq!(preflight(&any, "http://x.example").await.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    let reply = get(&any, "/v1/models", &[("origin", "http://x.example")]).await;
+    let exposed = reply.headers[header::ACCESS_CONTROL_EXPOSE_HEADERS].to_str().unwrap();
+    assert!(exposed.contains("x-request-id") && exposed.contains("x-canvasd-ignored"));
+    let none = app(ApiSettings::default());
+    let reply = get(&none, "/v1/models", &[("origin", "http://x.example")]).await;
+    assert!(!reply.headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+}
+
+#[tokio::test]
+async fn every_answer_has_its_id_and_time() {
+    let app = app(ApiSettings::default());
+    for path in ["/health", "/nowhere", "/v1/models"] {
+        let reply = get(&app, path, &[("x-request-id", "mine-42")]).await;
+        assert_eq!(reply.headers["x-request-id"], "mine-42");
+        reply.headers["openai-processing-ms"].to_str().unwrap().parse::<u64>().unwrap();
+        let reply = get(&app, path, &[("x-request-id", "not a plain id")]).await;
+        assert!(reply.headers["x-request-id"].to_str().unwrap().starts_with("req_"));
+    }
+    let reply = app.post("/v1/chat/completions", &chat_body("hello", json!({"stream": true}))).await;
+    assert!(reply.headers.contains_key("x-request-id") && reply.headers["cache-control"] == "no-cache");
+}
+
+#[tokio::test]
+async fn a_body_has_its_limit() {
+    let app = app(ApiSettings { body_limit: 1000, ..ApiSettings::default() });
+    let body = |length: usize| format!("{{\"prompt\":\"hello\",\"user\":\"{}\"}}", "x".repeat(length));
+    app.post_bytes("/v1/completions", body(500).into()).await.ok();
+    for length in [1000, 3000, 100_000] {
+        assert_eq!(app.post_bytes("/v1/completions", body(length).into()).await.refused(413)["code"], "body_too_large");
+    }
+    // Announced is enough.
+    let request = Request::post("/v1/completions")
+        .header("content-type", "application/json")
+        .header("content-length", "99999999");
+    Reply::of(app.send(request.body(Body::empty()).unwrap()).await).await.refused(413);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let app = app(ApiSettings { body_timeout: Duration::from_millis(50), ..ApiSettings::default() });
+    let never = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    let request = Request::post("/v1/completions").header("content-type", "application/json");
+    let reply = Reply::of(app.send(request.body(Body::from_stream(never)).unwrap()).await).await;
+    assert_eq!(reply.refused(408)["code"], "timeout");
+}
+
+#[tokio::test]
+async fn a_full_queue_says_when_to_come_back() {
+    let app = App::with(ApiSettings::default(), Settings { queue: 1, max_running: 1, ..Settings::default() });
+    let body = chat_body("babble", json!({"max_tokens": 400, "stream": true}));
+    let mut held = Vec::new();
+    let mut refused = None;
+    for _ in 0..8 {
+        let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+        let response = app.send(request.body(Body::from(body.to_string())).unwrap()).await;
+        if response.status().is_success() {
+            held.push(response);
+        } else {
+            refused = Some(Reply::of(response).await);
+            break;
+        }
+    }
+    let refused = refused.expect("a queue of one is full at some time");
+    assert_eq!(refused.refused(429)["code"], "queue_full");
+    assert!(refused.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    // Probes go on, and dropping the streams makes room.
+    get(&app, "/health", &[]).await.ok();
+    get(&app, "/v1/models", &[]).await.ok();
+    drop(held);
+    for attempt in 0.. {
+        if app.chat("hello", json!({})).await.status.is_success() {
+            break;
+        }
+        assert!(attempt < 200, "dropped streams never made room");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_draining_server_takes_no_more() {
+    let app = App::new();
+    let App { router, engine } = app;
+    engine.drain(Duration::from_secs(1)).await;
+    let ask = async |request: Request<Body>| {
+        Reply::of(tower::ServiceExt::oneshot(router.clone(), request).await.unwrap()).await
+    };
+    ask(Request::get("/ready").body(Body::empty()).unwrap()).await.refused(503);
+    ask(Request::get("/health").body(Body::empty()).unwrap()).await.ok();
+    let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    ask(request.body(Body::from(chat_body("hello", json!({})).to_string())).unwrap()).await.refused(503);
+}

@@ -1,0 +1,13 @@
+//! The HTTP API over the real scheduler, the shipped tokenizer and a scripted model: no weights, every path.
+
+mod chat;
+mod clients;
+mod completions;
+mod document;
+mod errors;
+mod fuzz;
+mod guard;
+mod parrot;
+mod small;
+mod streams;
+mod support;

@@ -1,0 +1,71 @@
+//! Models, tokens, probes and figures.
+
+use serde_json::json;
+
+use super::support::{ALIAS, App, MODEL, STORY, ids};
+
+#[tokio::test]
+async fn models_are_listed_and_found() {
+    let app = App::new();
+    let list = app.get("/v1/models").await.ok();
+    assert_eq!(list["object"], "list");
+    let names: Vec<&str> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(names, [MODEL, ALIAS]);
+    for (path, id) in [("parrots/grey", MODEL), ("parrots%2Fgrey", MODEL), ("parrots%2fgrey", MODEL), (ALIAS, ALIAS)] {
+        let model = app.get(&format!("/v1/models/{path}")).await.ok();
+        assert_eq!((&model["id"], &model["root"], &model["object"]), (&json!(id), &json!(MODEL), &json!("model")));
+        assert_eq!((&model["max_model_len"], &model["canvas_length"]), (&json!(640), &json!(16)));
+        assert!(model["created"].is_u64() && model["owned_by"].is_string());
+    }
+    for path in ["gpt-5", "parrots", "parrots/grey/more", "%00"] {
+        let error = app.get(&format!("/v1/models/{path}")).await.refused(404);
+        assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
+    }
+}
+
+#[tokio::test]
+async fn text_becomes_tokens_and_text_again() {
+    let app = App::new();
+    let reply = app.post("/tokenize", &json!({"prompt": STORY, "return_token_strs": true})).await.ok();
+    let mut expected = ids("<bos>");
+    expected.extend(ids(STORY));
+    assert_eq!(reply["tokens"], json!(expected));
+    assert_eq!(reply["count"], expected.len());
+    assert_eq!(reply["token_strs"].as_array().unwrap().len(), expected.len());
+    let text = app.post("/detokenize", &json!({"tokens": ids(STORY)})).await.ok();
+    assert_eq!(text["prompt"], STORY);
+    let chat = app.post("/tokenize", &json!({"messages": [{"role": "user", "content": "hello"}]})).await.ok();
+    assert_eq!(chat["tokens"], json!(ids("<bos><|turn>user\nhello<turn|>\n<|turn>model\n")));
+    assert!(chat.get("token_strs").is_none());
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"prompt": "a", "messages": []}), "prompt"),
+        ("/tokenize", json!({"messages": []}), "messages"),
+        ("/detokenize", json!({}), "tokens"),
+        ("/detokenize", json!({"tokens": [1_000_000]}), "tokens"),
+        ("/detokenize", json!({"tokens": "a"}), "tokens"),
+    ] {
+        assert_eq!(app.post(path, &body).await.refused(400)["param"], param);
+        let unknown = json!({"model": "other", "prompt": "a", "tokens": [1]});
+        app.post(path, &unknown).await.refused(404);
+    }
+}
+
+#[tokio::test]
+async fn probes_and_figures_answer() {
+    let app = App::new();
+    assert_eq!(app.get("/health").await.ok(), json!({"status": "ok"}));
+    assert_eq!(app.get("/ready").await.ok(), json!({"status": "ok"}));
+    let version = app.get("/version").await.ok();
+    assert_eq!((&version["version"], &version["model"]), (&json!(env!("CARGO_PKG_VERSION")), &json!(MODEL)));
+    app.chat("hello", json!({})).await.ok();
+    let metrics = app.get("/metrics").await;
+    assert!(metrics.status.is_success());
+    let counted = "canvasd_http_requests_total{method=\"POST\",route=\"/v1/chat/completions\",status=\"200\"} 1";
+    assert!(metrics.body.contains(counted), "{}", metrics.body);
+    assert!(metrics.body.ends_with("\n# EOF\n") && metrics.body.matches("# EOF").count() == 1);
+    for line in metrics.body.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let value = line.rsplit(' ').next().unwrap();
+        value.parse::<f64>().unwrap_or_else(|_| panic!("no figure: {line}"));
+    }
+}
