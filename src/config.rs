@@ -28,7 +28,7 @@ pub struct Config {
     pub model_aliases: Vec<String>,
     /// Where the model computes.
     pub device: Device,
-    /// Number format of the computation; `None` lets the device decide.
+    /// Type that the model's matrices are converted to; `None` keeps the one they are stored in.
     pub dtype: Option<NumberFormat>,
     /// Threads of the computation; `None` is one per physical core.
     pub threads: Option<usize>,
@@ -142,7 +142,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// Number format of the computation.
+/// Type of the model's matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NumberFormat {

@@ -21,6 +21,7 @@
 
 pub mod api;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod diffusion;
 pub mod kernels;

@@ -1,3 +1,7 @@
-//! The `canvasd` program.
+//! The `canvasd` program: parse, run, report the error.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    canvasd::cli::main()
+}

@@ -9,8 +9,6 @@ mod error;
 mod folder;
 mod generation;
 mod gguf;
-#[cfg_attr(not(test), expect(dead_code, reason = "called by the GGUF reader, which follows"))]
-mod gguf_tokenizer;
 mod map;
 mod safetensors;
 mod source;

@@ -189,3 +189,24 @@ def test_the_checked_in_openapi_document_is_what_the_program_prints(http):
 def test_health_probe(server):
     assert canvasd("health", server.url).returncode == 0
     assert canvasd("health", "http://127.0.0.1:1").returncode == 1
+
+
+def test_bench_reports_every_level(server, tmp_path):
+    plot = tmp_path / "curve.svg"
+    for where in ([], ["--url", server.url]):
+        run = canvasd("bench", "--concurrency", "1,3", "--requests", "2", "--max-tokens", "20", "--json",
+                      "--plot", str(plot), *where)
+        assert run.returncode == 0, run.stderr
+        levels = json.loads(run.stdout)["levels"]
+        assert [level["concurrency"] for level in levels] == [1, 3]
+        assert [level["requests"] for level in levels] == [2, 6]
+        assert all(level["tokens"] > 0 and level["steps_per_canvas"] >= 1 and level["rows_per_pass"] > 0 for level in levels)
+        assert plot.read_text().startswith("<svg")
+
+
+def test_bench_times_single_passes():
+    run = canvasd("bench", "--step", "--canvases", "1,2", "--prefix", "0,100", "--repeats", "2", "--json")
+    assert run.returncode == 0, run.stderr
+    steps = json.loads(run.stdout)["steps"]
+    assert {(step["canvases"], step["prefix"]) for step in steps} == {(1, 0), (2, 0), (1, 100), (2, 100)}
+    assert all(step["step_ms"] > 0 for step in steps)

@@ -1,0 +1,151 @@
+//! What a command can fail with, its exit code, and what the user can do about it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::api::OpenDoor;
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::model::LoadError;
+use crate::prompt::PromptError;
+use crate::scheduler::{JobError, Refusal, StartError};
+use crate::telemetry::LogError;
+
+/// Why a command did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log cannot be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The command line contradicts itself, or lacks something.
+    #[error("{0}")]
+    Usage(String),
+    /// The file of API keys cannot be used.
+    #[error("the API keys in {} cannot be read: {why}", path.display())]
+    Keys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Everybody could use the server.
+    #[error(transparent)]
+    OpenDoor(#[from] OpenDoor),
+    /// The model is not there or not readable.
+    #[error("the model cannot be opened")]
+    Checkpoint(#[from] CheckpointError),
+    /// The model's tensors are not what its configuration says.
+    #[error("the model {name} cannot be loaded")]
+    Load {
+        /// The model's name.
+        name: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// The checkpoint's tokenizer or template is not usable.
+    #[error("the text part of the model {name} cannot be used")]
+    Text {
+        /// The model's name.
+        name: String,
+        /// Why.
+        source: PromptError,
+    },
+    /// The scheduler does not start.
+    #[error("the engine cannot start")]
+    Start(#[from] StartError),
+    /// The host name means nothing.
+    #[error("the host {host:?} cannot be resolved")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The address is taken or not ours.
+    #[error("{address} cannot be listened on")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The prompt cannot become tokens.
+    #[error("the prompt cannot be used")]
+    Prompt(#[source] PromptError),
+    /// The job was not taken.
+    #[error("the request was refused")]
+    Refused(#[from] Refusal),
+    /// The job failed on its way.
+    #[error("the answer was not completed")]
+    Failed(#[from] JobError),
+    /// The engine ended by itself.
+    #[error("the engine stopped after an internal error; the log above says why")]
+    EngineStopped,
+    /// A pass of the model failed outside of the scheduler.
+    #[error("the model failed: {0}")]
+    Pass(String),
+    /// A read or write failed.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A server's probe failed.
+    #[error("{url}: {why}")]
+    Unhealthy {
+        /// What was asked.
+        url: String,
+        /// What came back.
+        why: String,
+    },
+    /// ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl CliError {
+    /// An IO error with what was tried.
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> CliError {
+        let what = what.into();
+        move |source| CliError::Io { what, source }
+    }
+
+    /// The process's exit code; `canvasd --help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        use CliError::*;
+        match self {
+            Config(_) | Log(_) | Usage(_) | Keys { .. } | OpenDoor(_) => 2,
+            Checkpoint(_) | Load { .. } | Text { .. } | Start(_) => 3,
+            Resolve { .. } | Listen { .. } => 4,
+            Interrupted => 130,
+            Prompt(_) | Refused(_) | Failed(_) | Pass(_) | EngineStopped | Io { .. } | Unhealthy { .. } => 1,
+        }
+    }
+
+    /// What to do next, where the message does not say it.
+    pub fn advice(&self) -> Option<String> {
+        use std::io::ErrorKind;
+        match self {
+            CliError::OpenDoor(_) => Some("(--allow-unauthenticated says that it is meant)".into()),
+            CliError::Listen { source, address } => match source.kind() {
+                ErrorKind::AddrInUse => Some(format!(
+                    "another program listens there: stop it, or choose another port, such as --port {}",
+                    address.port().saturating_add(1)
+                )),
+                ErrorKind::PermissionDenied => Some("ports below 1024 need a privilege: choose --port 8000".into()),
+                ErrorKind::AddrNotAvailable => Some("this machine has no such address: try --host 0.0.0.0".into()),
+                _ => None,
+            },
+            CliError::Checkpoint(_) => Some("leave --model out to serve the small model inside the program".into()),
+            CliError::Refused(Refusal::NeverFits { .. }) => {
+                Some("shorten the prompt, or give a smaller --max-tokens".into())
+            }
+            _ => None,
+        }
+    }
+}

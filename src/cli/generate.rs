@@ -1,0 +1,276 @@
+//! `canvasd generate`: one answer, without a server. On a terminal the canvas can be seen settling; into a pipe goes
+//! plain text.
+
+use std::io::{IsTerminal, Read, Write};
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::sync::watch;
+
+use super::options::{self, ModelOptions, push};
+use super::screen::Screen;
+use super::signals::Signals;
+use super::wire::{self, House};
+use super::{CliError, runtime};
+use crate::config::Override;
+use crate::pass::Draw;
+use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Text, TextReader, Thinking};
+use crate::scheduler::{Choice, Draft, Drafts, Event, Job, Phase, Reader};
+use crate::telemetry;
+
+/// Options of `canvasd generate`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// What to ask; read from standard input where it is not given.
+    prompt: Option<String>,
+
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// What the model is told before the question.
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+
+    /// Same seed, same text [default: another one each time].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Most tokens of the answer [default: what the context holds].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_tokens: Option<usize>,
+
+    /// Factor on the temperature of the draws; 0 always takes the most likely token.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = temperature)]
+    temperature: f32,
+
+    /// Let the model think first, where it has been taught to; the thoughts are shown on a terminal alone.
+    #[arg(long, conflicts_with = "raw")]
+    think: bool,
+
+    /// Continue the prompt as plain text instead of answering it as a message.
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+
+    /// Print plain text also on a terminal.
+    #[arg(long)]
+    plain: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count >= 1).ok_or_else(|| "a whole number of at least 1 is wanted".into())
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|value| (0.0..=2.0).contains(value)).ok_or_else(|| "a number from 0 to 2 is wanted".into())
+}
+
+/// Generates and prints one answer.
+pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
+    let prompt = prompt(arguments.prompt.take())?;
+    let mut flags: Vec<Override> = arguments.model.overrides();
+    // The answer is what matters here; a log beside it only on request.
+    if arguments.model.log.is_none() {
+        push(&mut flags, "log", &Some("warn"));
+    }
+    let config = options::configure(arguments.model.config.as_ref(), &flags)?;
+    telemetry::start(&config.log, config.log_format)?;
+    let live = !arguments.plain && std::io::stdout().is_terminal();
+    let house = wire::open(&config)?;
+    let default_max_tokens = config.default_max_tokens;
+    runtime()?.block_on(async {
+        let max_tokens = arguments.max_tokens.or(default_max_tokens);
+        let answer = begin(&house, &arguments, &prompt, max_tokens, live)?;
+        let result = if live { answer.show().await } else { answer.print().await };
+        house.engine.drain(std::time::Duration::ZERO).await;
+        result
+    })
+}
+
+/// The prompt from the command line, or all of standard input.
+fn prompt(given: Option<String>) -> Result<String, CliError> {
+    let text = match given {
+        Some(text) => text,
+        None if std::io::stdin().is_terminal() => {
+            return Err(CliError::Usage("a prompt is wanted: canvasd generate \"Tell me a story.\"".into()));
+        }
+        None => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(CliError::io("standard input cannot be read as text"))?;
+            // The line feed belongs to `echo`, not to the question.
+            text.strip_suffix('\n').map(str::to_owned).unwrap_or(text)
+        }
+    };
+    if text.is_empty() { Err(CliError::Usage("the prompt is empty".into())) } else { Ok(text) }
+}
+
+/// An answer on its way.
+struct Answer {
+    reader: Reader,
+    text: TextReader,
+    signals: Signals,
+}
+
+fn begin(
+    house: &House,
+    arguments: &Arguments,
+    prompt: &str,
+    max_tokens: Option<usize>,
+    live: bool,
+) -> Result<Answer, CliError> {
+    let text: &Text = &house.text;
+    let (ids, resume_points, opening, dialect) = if arguments.raw {
+        (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
+    } else {
+        let mut messages = Vec::new();
+        messages.extend(arguments.system.as_ref().map(|system| Message::new(Role::System, system.clone())));
+        messages.push(Message::new(Role::User, prompt));
+        let thinking = if arguments.think { Thinking::On } else { Thinking::Default };
+        let rendered = text.render(&Chat { messages, thinking, ..Chat::default() }).map_err(CliError::Prompt)?;
+        (rendered.ids, rendered.resume_points, rendered.opening, Dialect::ChatWithoutTools)
+    };
+    let handle = house.engine.handle();
+    let left = handle.limits().context.saturating_sub(ids.len()).max(1);
+    let job = Job {
+        prompt: Arc::from(ids),
+        resume_points,
+        choices: vec![Choice {
+            seed: arguments.seed.unwrap_or_else(fresh_seed),
+            stream: 0,
+            gate: text.gate(opening, dialect, &[]),
+        }],
+        max_tokens: max_tokens.unwrap_or(left),
+        sampler: house.sampler,
+        // As in the API: below this the quotient would overflow.
+        draw: if arguments.temperature < 1e-6 {
+            Draw::Argmax
+        } else {
+            Draw::Scaled { temperature: arguments.temperature, top_p: 1.0 }
+        },
+        bias: Arc::from([]),
+        penalties: Default::default(),
+        top_k: 0,
+        timeout: None,
+        drafts: if live { Drafts::Every(1) } else { Drafts::Off },
+    };
+    let mut ticket = handle.submit(job)?;
+    let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;
+    let signals = Signals::new().map_err(CliError::io("signals cannot be received"))?;
+    Ok(Answer { reader, text: text.reader(opening, dialect, &[]), signals })
+}
+
+/// A seed nobody knows beforehand: the standard library seeds its hashers from the system's random numbers.
+fn fresh_seed() -> u64 {
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(std::process::id())
+}
+
+/// What happened next to an answer.
+enum Next {
+    Text(Vec<Delta>),
+    Draft(Option<Draft>),
+    End(Vec<Delta>),
+}
+
+impl Answer {
+    /// Waits for text or a draft, whichever comes first.
+    async fn next(&mut self, drafts: &mut watch::Receiver<Option<Draft>>) -> Result<Next, CliError> {
+        tokio::select! {
+            biased;
+            _ = self.signals.next() => Err(CliError::Interrupted),
+            event = self.reader.next() => match event {
+                Some(Event::Committed(committed)) => {
+                    let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
+                    Ok(Next::Text(self.text.push(&ids)))
+                }
+                Some(Event::Finished(_)) => Ok(Next::End(self.text.finish())),
+                Some(Event::Failed(error)) => Err(error.into()),
+                None => Err(CliError::EngineStopped),
+            },
+            Ok(()) = drafts.changed() => Ok(Next::Draft(drafts.borrow_and_update().clone())),
+        }
+    }
+
+    /// Writes the content as it becomes final, and nothing else.
+    async fn print(mut self) -> Result<(), CliError> {
+        let mut drafts = self.reader.drafts();
+        let mut ends_line = false;
+        loop {
+            let (deltas, last) = match self.next(&mut drafts).await? {
+                Next::Text(deltas) => (deltas, false),
+                Next::End(deltas) => (deltas, true),
+                Next::Draft(_) => continue,
+            };
+            for delta in deltas {
+                if let Delta::Content(text) = delta {
+                    ends_line = text.ends_with('\n');
+                    write(&text)?;
+                }
+            }
+            if last {
+                return if ends_line { Ok(()) } else { write("\n") };
+            }
+        }
+    }
+
+    /// Shows the canvas settling, and leaves the terminal as it was, whatever happens.
+    async fn show(mut self) -> Result<(), CliError> {
+        let (columns, rows) = size();
+        let mut screen = Screen::new(columns, rows);
+        let mut drafts = self.reader.drafts();
+        let result = loop {
+            match self.next(&mut drafts).await {
+                Err(error) => break Err(error),
+                Ok(Next::Draft(None)) => {}
+                Ok(Next::Draft(Some(draft))) => {
+                    let (columns, rows) = size();
+                    screen.resize(columns, rows);
+                    let text = self.text.draft(&draft.tokens).text;
+                    write(&screen.draft(&text, &status(&draft)))?;
+                }
+                Ok(Next::Text(deltas)) => commit(&mut screen, deltas)?,
+                Ok(Next::End(deltas)) => break commit(&mut screen, deltas),
+            }
+        };
+        write(&screen.finish())?;
+        result
+    }
+}
+
+fn commit(screen: &mut Screen, deltas: Vec<Delta>) -> Result<(), CliError> {
+    for delta in deltas {
+        match delta {
+            Delta::Content(text) | Delta::Reasoning(text) => write(&screen.commit(&text))?,
+            // No tools are offered here, so the text room shows a call as content.
+            Delta::ToolCall { name, arguments } => write(&screen.commit(&format!("{name}({arguments})")))?,
+        }
+    }
+    Ok(())
+}
+
+fn size() -> (usize, usize) {
+    terminal_size::terminal_size().map_or((80, 24), |(width, height)| (width.0.into(), height.0.into()))
+}
+
+fn status(draft: &Draft) -> String {
+    match draft.phase {
+        Phase::Queued => "waiting".into(),
+        Phase::Encode => "reading the prompt".into(),
+        Phase::Denoise | Phase::Commit => format!(
+            "canvas {} · step {} of at most {} · {} of {} settled · {:.1} s",
+            draft.canvas + 1,
+            draft.step,
+            draft.max_steps,
+            draft.settled,
+            draft.tokens.len(),
+            draft.elapsed.as_secs_f64()
+        ),
+    }
+}
+
+/// Writes at once, so that a reader of a pipe sees text when it is final.
+fn write(text: &str) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::io("the answer cannot be written"))
+}

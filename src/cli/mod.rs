@@ -1,0 +1,114 @@
+//! The command line: what `canvasd` can be asked to do. Wires the rooms together and owns no logic of theirs.
+//!
+//! May use every room. Each command is a module with its arguments and a `run` function; [`wire`] makes the model, the
+//! text room and the scheduler from the configuration.
+
+mod bench;
+mod error;
+mod generate;
+mod health;
+mod listen;
+mod memory;
+mod openapi;
+mod options;
+mod screen;
+mod serve;
+mod signals;
+mod wire;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::CliError;
+
+const EXAMPLES: &str = "\
+Examples:
+  canvasd serve                                  serve the small model inside the program on 127.0.0.1:8000
+  canvasd serve --model /models/diffusiongemma   serve a checkpoint in Hugging Face layout
+  canvasd generate \"Tell me a story.\"            watch the canvas settle on the terminal
+  echo \"What is the capital of France?\" | canvasd generate > answer.txt
+
+Every option of `canvasd serve --help` can also stand in a configuration file (--config) or in the environment, where
+--port is CANVASD_PORT; flags beat the environment, which beats the file. API keys come from CANVASD_API_KEY or a file.
+
+Exit codes:
+  0    done (for `serve`: stopped by SIGTERM or ctrl-C, and drained)
+  1    the work failed
+  2    the command line or the configuration is wrong
+  3    the model cannot be loaded
+  4    the address cannot be listened on
+  130  interrupted";
+
+/// Serves text-diffusion language models behind the OpenAI HTTP API.
+///
+/// A block of random tokens, the canvas, is denoised in parallel over a few steps; finished canvases follow each other
+/// from left to right. A small model is inside the program, so that everything can be tried without a download.
+#[derive(Debug, Parser)]
+#[command(name = "canvasd", version, after_long_help = EXAMPLES, after_help = "`canvasd --help` shows examples.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model behind the OpenAI HTTP API.
+    Serve(serve::Arguments),
+    /// Generate one answer; on a terminal the canvas can be seen settling.
+    Generate(generate::Arguments),
+    /// Measure speed: a sweep over the number of requests at once, in this process or against a server.
+    Bench(bench::Arguments),
+    /// Print the OpenAPI document of the server.
+    Openapi,
+    /// Ask a running server whether it is well (for container health checks).
+    Health(health::Arguments),
+}
+
+/// Runs the program with the process's own arguments.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
+        Command::Openapi => openapi::run(),
+        Command::Health(arguments) => health::run(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The runtime for sockets, signals and timers. Two threads are plenty: what computes has threads of its own.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("canvasd-io")
+        .enable_all()
+        .build()
+        .map_err(CliError::io("the runtime cannot start"))
+}
+
+/// Prints an error, its causes, and what to do next.
+fn report(error: &CliError) {
+    eprintln!("canvasd: {error}");
+    let mut cause = error.source();
+    let mut last = error.to_string();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Some errors repeat their cause in their own words; once is enough.
+        if !last.contains(&text) {
+            eprintln!("  because: {text}");
+        }
+        last = text;
+        cause = inner.source();
+    }
+    if let Some(advice) = error.advice() {
+        eprintln!("  {advice}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The options that several commands share, and how they become a [`Config`].
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::CliError;
+use crate::config::{Config, Override};
+
+/// Which model, and on what it computes.
+#[derive(Debug, Args)]
+pub struct ModelOptions {
+    /// Configuration file; `config/canvasd.toml` in the source explains every key.
+    #[arg(long, value_name = "FILE", env = "CANVASD_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Folder in Hugging Face layout or .gguf file [default: the small model inside the program].
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Where to compute: cpu, cuda, cuda:1 or metal (the GPU ones need a build with that feature) [default: cpu].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+
+    /// Convert the model's matrices to f32 or bf16 [default: as they are stored].
+    #[arg(long, value_name = "FORMAT")]
+    pub dtype: Option<String>,
+
+    /// Threads that compute [default: one per physical core].
+    #[arg(long, short, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// What to log on standard error: error, warn, info, debug, trace, or directives.
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+impl ModelOptions {
+    /// The flags given, as overrides.
+    pub fn overrides(&self) -> Vec<Override> {
+        let mut flags = Vec::new();
+        push(&mut flags, "model", &self.model);
+        push(&mut flags, "device", &self.device);
+        push(&mut flags, "dtype", &self.dtype);
+        push(&mut flags, "threads", &self.threads);
+        push(&mut flags, "log", &self.log);
+        flags
+    }
+}
+
+/// Adds `value`, if there is one, as an override of `key`.
+pub fn push(flags: &mut Vec<Override>, key: &'static str, value: &Option<impl ToString>) {
+    if let Some(value) = value {
+        flags.push(Override { key, value: value.to_string() });
+    }
+}
+
+/// The configuration from file, process environment and flags.
+pub fn configure(file: Option<&PathBuf>, flags: &[Override]) -> Result<Config, CliError> {
+    Ok(Config::load(file.map(PathBuf::as_path), |name| std::env::var(name).ok(), flags)?)
+}

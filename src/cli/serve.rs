@@ -1,0 +1,212 @@
+//! `canvasd serve`: the server from its first line to its last.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::listen::{self, Bounds};
+use super::options::{self, ModelOptions, push};
+use super::wire::{self, House};
+use super::{CliError, signals};
+use crate::api::{self, ApiSettings, AppState, Keys, ModelCard};
+use crate::config::Config;
+use crate::scheduler::{Handle, State};
+use crate::telemetry;
+
+/// How long connections may take to send their last bytes after the engine has drained.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+
+/// Options of `canvasd serve`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// Address or host name to listen on; beyond this machine an API key is required [default: 127.0.0.1].
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+
+    /// TCP port, 0 for a free one [default: 8000].
+    #[arg(long, short, value_name = "PORT")]
+    port: Option<u16>,
+
+    /// File with one API key per line; keys can also stand in CANVASD_API_KEY, separated by commas.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// Listen beyond this machine without an API key: everybody who reaches the port may use the model.
+    #[arg(long)]
+    allow_unauthenticated: bool,
+
+    /// Memory for keys and values, such as 2GiB [default: a share of what is free].
+    #[arg(long, value_name = "SIZE")]
+    kv_memory: Option<String>,
+}
+
+impl Arguments {
+    fn config(&self) -> Result<Config, CliError> {
+        let mut flags = self.model.overrides();
+        push(&mut flags, "host", &self.host);
+        push(&mut flags, "port", &self.port);
+        push(&mut flags, "api_key_file", &self.api_key_file.as_ref().map(|path| path.display()));
+        push(&mut flags, "allow_unauthenticated", &self.allow_unauthenticated.then_some(true));
+        push(&mut flags, "kv_memory", &self.kv_memory);
+        options::configure(self.model.config.as_ref(), &flags)
+    }
+}
+
+/// Serves until SIGTERM, ctrl-C, or the engine's end.
+pub fn run(arguments: Arguments) -> Result<(), CliError> {
+    let config = arguments.config()?;
+    telemetry::start(&config.log, config.log_format)?;
+    let keys = keys(&config)?;
+    let address = address(&config, &keys)?;
+    // Before the model is loaded: an occupied port should be told at once. Clients that come early wait.
+    let listener = std::net::TcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|source| CliError::Listen { address, source })?;
+    let house = wire::open(&config)?;
+    super::runtime()?.block_on(serve(config, keys, listener, house))
+}
+
+async fn serve(config: Config, keys: Keys, listener: std::net::TcpListener, house: House) -> Result<(), CliError> {
+    let listener = TcpListener::from_std(listener).map_err(CliError::io("the listener cannot be used"))?;
+    let address = listener.local_addr().map_err(CliError::io("the listener has no address"))?;
+    let mut signals = signals::Signals::new().map_err(CliError::io("signals cannot be received"))?;
+    greet(&house, &config, &keys, address);
+
+    let handle = house.engine.handle();
+    let card = ModelCard { id: house.name, aliases: config.model_aliases.clone(), sampler: house.sampler };
+    let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
+    let bounds =
+        Bounds { connections: config.max_connections, head: Duration::from_secs(config.header_timeout_seconds) };
+    let close = CancellationToken::new();
+    let serving = tokio::spawn(listen::serve(listener, router, bounds, close.clone()));
+
+    tokio::select! {
+        () = stopped(&handle) => {
+            close.cancel();
+            let _ = tokio::time::timeout(LAST_BYTES, serving).await;
+            return Err(CliError::EngineStopped);
+        }
+        name = signals.next() => tracing::info!(
+            "{name}: no new requests; running ones have {} s to end (again to stop at once)", config.grace_seconds
+        ),
+    }
+    close.cancel();
+    let abort = serving.abort_handle();
+    let drained = async {
+        house.engine.drain(Duration::from_secs(config.grace_seconds)).await;
+        let _ = tokio::time::timeout(LAST_BYTES, serving).await;
+    };
+    tokio::select! {
+        () = drained => tracing::info!("stopped"),
+        name = signals.next() => {
+            abort.abort();
+            tracing::warn!("{name} again: stopped without waiting");
+        }
+    }
+    Ok(())
+}
+
+/// Resolves when the engine has ended by itself.
+async fn stopped(handle: &Handle) {
+    // The sender lives as long as the handle, so waiting ends with the state alone.
+    let _ = handle.watch().wait_for(|state| *state == State::Stopped).await;
+}
+
+/// The keys from environment and file together.
+fn keys(config: &Config) -> Result<Keys, CliError> {
+    let environment = std::env::var("CANVASD_API_KEY").unwrap_or_default();
+    let mut keys: Vec<String> = environment.split(',').map(str::to_owned).collect();
+    if let Some(path) = &config.api_key_file {
+        keys.extend(keys_in(path)?);
+    }
+    Ok(Keys::new(keys))
+}
+
+fn keys_in(path: &Path) -> Result<Vec<String>, CliError> {
+    let wrong = |why: String| CliError::Keys { path: path.into(), why };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<String> = lines.map(str::to_owned).collect();
+    // An empty file is more likely an accident than a wish to be open.
+    if keys.is_empty() { Err(wrong("it holds no key".into())) } else { Ok(keys) }
+}
+
+/// The address to listen on, which must not be open to everybody by accident.
+fn address(config: &Config, keys: &Keys) -> Result<SocketAddr, CliError> {
+    let host = config.host.trim_start_matches('[').trim_end_matches(']');
+    let resolve = |source| CliError::Resolve { host: config.host.clone(), source };
+    let none = || resolve(std::io::Error::other("the name has no address"));
+    let address = (host, config.port).to_socket_addrs().map_err(resolve)?.next().ok_or_else(none)?;
+    api::check_door(address.ip(), keys, config.allow_unauthenticated)?;
+    Ok(address)
+}
+
+fn api_settings(config: &Config, keys: Keys) -> ApiSettings {
+    ApiSettings {
+        keys,
+        cors_origins: config.cors_origins.clone(),
+        body_limit: usize::try_from(config.body_limit.0).unwrap_or(usize::MAX),
+        request_timeout: Duration::from_secs(config.request_timeout_seconds),
+        default_max_tokens: config.default_max_tokens,
+        ..ApiSettings::default()
+    }
+}
+
+/// The first lines: where, what, and a command to try.
+fn greet(house: &House, config: &Config, keys: &Keys, address: SocketAddr) {
+    let mut reachable = address;
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+        reachable.set_ip(loopback);
+    }
+    let authorization = if keys.is_empty() { "" } else { " -H \"authorization: Bearer $CANVASD_API_KEY\"" };
+    println!(
+        "canvasd {} serves {} ({}, {} threads, loaded in {:.2} s)\n\
+         listening on http://{reachable}\n\
+         try it:\n  \
+         curl http://{reachable}/v1/chat/completions{authorization} -H 'content-type: application/json' \
+         -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'",
+        env!("CARGO_PKG_VERSION"),
+        house.name,
+        config.device,
+        house.threads,
+        house.took.as_secs_f64(),
+        house.name,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_is_read_line_by_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        std::fs::write(&path, "# ours\nfirst\n\n  second \n").unwrap();
+        assert_eq!(keys_in(&path).unwrap(), ["first", "second"]);
+        std::fs::write(&path, "# nothing\n").unwrap();
+        assert!(keys_in(&path).unwrap_err().to_string().contains("no key"));
+    }
+
+    #[test]
+    fn only_this_machine_is_served_without_a_key() {
+        let at = |host: &str| Config { host: host.into(), ..Config::default() };
+        for host in ["127.0.0.1", "localhost", "::1", "[::1]"] {
+            // A machine without IPv6 cannot resolve all of them; what matters is that none is refused as open.
+            assert!(!matches!(address(&at(host), &Keys::default()), Err(CliError::OpenDoor(_))), "{host}");
+        }
+        assert!(matches!(address(&at("0.0.0.0"), &Keys::default()), Err(CliError::OpenDoor(_))));
+        assert!(address(&at("0.0.0.0"), &Keys::new(["key"])).is_ok());
+        let open = Config { allow_unauthenticated: true, ..at("0.0.0.0") };
+        assert!(address(&open, &Keys::default()).is_ok());
+        assert!(matches!(address(&at("no.such.host.invalid"), &Keys::default()), Err(CliError::Resolve { .. })));
+    }
+}

@@ -1,0 +1,127 @@
+//! From the configuration to a running engine: opens the checkpoint, loads the model, makes the text room, starts the
+//! scheduler.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{CliError, memory};
+use crate::checkpoint::{self, GenerationDefaults, Source};
+use crate::config::{Config, Device, NumberFormat};
+use crate::diffusion::Sampler;
+use crate::model::{DeviceChoice, DiffusionGemma, LoadOptions, WeightType};
+use crate::pass::{Denoiser, Limits};
+use crate::prompt::{Text, TextParts};
+use crate::scheduler::{Engine, Settings};
+
+/// A model ready to work.
+pub struct House {
+    /// Runs it.
+    pub engine: Engine,
+    /// Its language.
+    pub text: Arc<Text>,
+    /// Its name.
+    pub name: String,
+    /// How its checkpoint wants canvases denoised.
+    pub sampler: Sampler,
+    /// Threads that compute.
+    pub threads: usize,
+    /// What loading took.
+    pub took: Duration,
+}
+
+/// Loads the configured model and starts its engine.
+pub fn open(config: &Config) -> Result<House, CliError> {
+    let begun = Instant::now();
+    let threads = threads(config);
+    let (model, parts) = load(config, threads)?;
+    let text = Text::new(parts.text).map_err(|source| CliError::Text { name: parts.name.clone(), source })?;
+    let settings = settings(config, model.limits());
+    let engine = Engine::start(Box::new(model), settings)?;
+    Ok(House { engine, text: Arc::new(text), name: parts.name, sampler: parts.sampler, threads, took: begun.elapsed() })
+}
+
+/// What of a checkpoint is left when its weights are loaded.
+pub struct Parts {
+    /// The model's name.
+    pub name: String,
+    text: TextParts,
+    sampler: Sampler,
+}
+
+/// Loads the configured model.
+pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), CliError> {
+    // candle's own products run on rayon's pool, which takes its size from here once; a second model in one process
+    // (never in the program itself) keeps the first one's.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let checkpoint = checkpoint::open(&Source::parse(config.model.as_deref())?)?;
+    let options = LoadOptions { device: device(config.device), dtype: config.dtype.map(dtype), threads };
+    let name = checkpoint.id;
+    let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options)
+        .map_err(|source| CliError::Load { name: name.clone(), source })?;
+    let text = TextParts {
+        tokenizer: checkpoint.tokenizer,
+        template: checkpoint.template,
+        end_tokens: checkpoint.generation.end_tokens.clone(),
+        bos_token: checkpoint.bos_token,
+        eos_token: checkpoint.eos_token,
+        add_bos: None,
+    };
+    Ok((model, Parts { name, text, sampler: sampler(&checkpoint.generation) }))
+}
+
+/// Threads that compute: as configured, or one per physical core that this process may use. A second hardware thread
+/// of a core shares its arithmetic units and gains nothing here.
+pub fn threads(config: &Config) -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed).max(1))
+}
+
+fn device(device: Device) -> DeviceChoice {
+    match device {
+        Device::Cpu => DeviceChoice::Cpu,
+        Device::Cuda(number) => DeviceChoice::Cuda(number),
+        Device::Metal(number) => DeviceChoice::Metal(number),
+    }
+}
+
+fn dtype(format: NumberFormat) -> WeightType {
+    match format {
+        NumberFormat::F32 => WeightType::F32,
+        NumberFormat::Bf16 => WeightType::Bf16,
+    }
+}
+
+fn sampler(defaults: &GenerationDefaults) -> Sampler {
+    Sampler {
+        max_steps: defaults.max_denoising_steps,
+        t_min: defaults.t_min,
+        t_max: defaults.t_max,
+        entropy_bound: defaults.entropy_bound,
+        stability_threshold: defaults.stability_threshold,
+        confidence_threshold: defaults.confidence_threshold,
+    }
+}
+
+fn settings(config: &Config, limits: &Limits) -> Settings {
+    let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, memory::available()), |bytes| bytes.0);
+    Settings {
+        encode_rows: config.encode_rows,
+        max_rows_per_pass: config.max_rows_per_pass,
+        max_running: config.max_running,
+        queue: config.queue,
+        kv_bytes,
+        prefix_cache_bytes: config.prefix_cache.map(|bytes| bytes.0),
+        stall_timeout: Duration::from_secs(config.stall_timeout_seconds),
+        ..Settings::default()
+    }
+}
+
+/// Memory for keys and values where none is configured: a quarter of what is free, but not more than the most
+/// requests that may run could ever fill, twice (once for themselves, once for prefixes worth keeping).
+fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
+    let pages = limits.context.div_ceil(limits.page_tokens.max(1)) as u64;
+    let one = pages.saturating_mul(limits.full_page_bytes.saturating_add(limits.sliding_page_bytes));
+    let all = one.saturating_mul(config.max_running as u64).saturating_mul(2);
+    // Where the system does not tell, a modest machine is assumed. One request at full length must always fit.
+    (free.unwrap_or(4 << 30) / 4).min(all).max(one)
+}
