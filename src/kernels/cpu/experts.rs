@@ -5,7 +5,7 @@ use super::{
     Cpu,
     memory::{Scratch, Shared},
     pack::{Columns, PANEL, PackedMatrix},
-    product::{PackedRows, row_block},
+    product::{Operand, PackedRows, row_block},
     rows::GatedGelu,
 };
 use crate::kernels::KernelError;
@@ -25,6 +25,7 @@ impl Experts {
         KernelError::expect("down matrices of the experts", gate_up.len(), down.len())?;
         KernelError::below("no expert", 0, gate_up.len())?;
         let (hidden, inner) = (gate_up[0].inputs(), gate_up[0].outputs());
+        let (first, last) = (&gate_up[0], &down[0]);
         for (gate_up, down) in gate_up.iter().zip(&down) {
             let gated = usize::from(gate_up.columns() == Columns::Gated && down.columns() == Columns::Plain);
             KernelError::expect("gated, then plain matrices of an expert", 1, gated)?;
@@ -32,6 +33,10 @@ impl Experts {
             KernelError::expect("inner width of an expert", inner, gate_up.outputs())?;
             KernelError::expect("inputs of an expert's down matrix", inner, down.inputs())?;
             KernelError::expect("outputs of an expert", hidden, down.outputs())?;
+            // Rows are packed once for all experts.
+            let alike = gate_up.strips().is_some() == first.strips().is_some()
+                && down.strips().is_some() == last.strips().is_some();
+            KernelError::expect("experts that are all quantised or all not", 1, usize::from(alike))?;
         }
         Ok(Experts { gate_up, down, hidden, inner })
     }
@@ -116,19 +121,40 @@ impl Cpu {
             return Ok(());
         }
         let groups = Groups::new(&routing, experts.count())?;
-        let mut inner = Scratch::take(groups.rows.len() * experts.inner);
-        self.gate_and_up(x, experts, &groups, &mut inner)?;
-        self.down(&inner, routing, experts, &groups, out)
+        let operand = self.operand(&experts.down[0]);
+        let mut inner = Scratch::take(groups.rows.len() * operand.width(experts.inner));
+        self.gate_and_up(x, experts, &groups, operand, &mut inner)?;
+        self.down(operand, &inner, routing, experts, &groups, out)
     }
 
-    /// First half: activations of every place, in tile order per expert.
-    fn gate_and_up(&self, x: &[f32], experts: &Experts, groups: &Groups, inner: &mut [f32]) -> Result<(), KernelError> {
+    /// First half: activations of every place, left in tile order per expert for the second.
+    fn gate_and_up(
+        &self,
+        x: &[f32],
+        experts: &Experts,
+        groups: &Groups,
+        second: Operand,
+        to: &mut [f32],
+    ) -> Result<(), KernelError> {
         let (path, k, n) = (self.checked(), experts.hidden, experts.inner);
+        let operand = self.operand(&experts.gate_up[0]);
         let panels = experts.gate_up[0].panels();
         // Whole experts where there are enough of them to balance the threads.
         let parts = (4 * self.threads()).div_ceil(groups.active.len()).clamp(1, panels);
         let parts = if self.threads() == 1 { 1 } else { parts };
-        let to = Shared::new(inner);
+        let mut rows = Scratch::take(groups.rows.len() * n);
+        let (rows, to) = (Shared::new(&mut rows), Shared::new(to));
+        let pack = |start: usize, count: usize| {
+            let width = second.width(n);
+            // SAFETY: the places of one expert, complete by now, belong to the one call that packs them.
+            let (rows, to) = unsafe {
+                (
+                    std::slice::from_raw_parts(rows.get().add(start * n), count * n),
+                    std::slice::from_raw_parts_mut(to.get().add(start * width), count * width),
+                )
+            };
+            second.pack(count, n, |row| &rows[row * n..][..n], to);
+        };
         self.pool().run(groups.active.len() * parts, |index| {
             let (expert, start, count) = groups.active[index / parts];
             let panels = row_block(panels, panels.div_ceil(parts), index % parts);
@@ -136,40 +162,47 @@ impl Cpu {
                 return;
             }
             let members = &groups.rows[start..start + count];
-            let mut packed = Scratch::take(count * k);
-            PackedRows::pack(path, count, k, |i| &x[members[i] as usize * k..][..k], &mut packed);
-            let packed = PackedRows { data: &packed, rows: count, k };
+            let mut packed = Scratch::take(count * operand.width(k));
+            operand.pack(count, k, |i| &x[members[i] as usize * k..][..k], &mut packed);
+            let packed = PackedRows { operand, data: &packed, rows: count, k };
             let width = panels.len() * PANEL;
             let mut room = Scratch::take(count * width);
             // SAFETY: `room` belongs to this call and holds whole panels.
-            unsafe { packed.times(path, &experts.gate_up[expert], panels.clone(), room.as_mut_ptr(), width) };
+            unsafe { packed.times(&experts.gate_up[expert], panels.clone(), room.as_mut_ptr(), width) };
             let first = panels.start * PANEL / 2;
             let columns = (width / 2).min(n - first);
-            let most = path.tile_rows();
-            for block in (0..count.div_ceil(most)).map(|index| row_block(count, most, index)) {
-                for row in block.clone() {
-                    let room = &mut room[row * width..][..width];
-                    path.run(GatedGelu { panels: room });
-                    for (column, &value) in room[..columns].iter().enumerate() {
-                        let at = (start + block.start) * n + (first + column) * block.len() + (row - block.start);
-                        // SAFETY: this call owns these rows' columns `first .. first + columns`.
-                        unsafe { *to.get().add(at) = value };
-                    }
-                }
+            for (row, room) in room.chunks_exact_mut(width).enumerate() {
+                path.run(GatedGelu { panels: room });
+                // SAFETY: this call owns these rows' columns `first .. first + columns`.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(room.as_ptr(), rows.get().add((start + row) * n + first), columns)
+                };
             }
-        })
+            if parts == 1 {
+                pack(start, count);
+            }
+        })?;
+        if parts > 1 {
+            self.pool().run(groups.active.len(), |index| {
+                let (_, start, count) = groups.active[index];
+                pack(start, count);
+            })?;
+        }
+        Ok(())
     }
 
     /// Second half: down, some columns at a time for all experts, then the sum by rank.
     fn down(
         &self,
+        operand: Operand,
         inner: &[f32],
         routing: Routing<'_>,
         experts: &Experts,
         groups: &Groups,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
-        let (path, k, hidden) = (self.checked(), experts.inner, experts.hidden);
+        let (k, hidden) = (experts.inner, experts.hidden);
+        let packed_width = operand.width(k);
         let panels = experts.down[0].panels();
         let chunk = self.chunk(panels);
         let rows = out.len() / hidden;
@@ -179,10 +212,11 @@ impl Cpu {
             let width = panels.len() * PANEL;
             let mut room = Scratch::take(groups.rows.len() * width);
             for &(expert, start, count) in &groups.active {
-                let packed = PackedRows { data: &inner[start * k..(start + count) * k], rows: count, k };
+                let data = &inner[start * packed_width..(start + count) * packed_width];
+                let packed = PackedRows { operand, data, rows: count, k };
                 let room = &mut room[start * width..][..count * width];
                 // SAFETY: `room` belongs to this call and holds whole panels.
-                unsafe { packed.times(path, &experts.down[expert], panels.clone(), room.as_mut_ptr(), width) };
+                unsafe { packed.times(&experts.down[expert], panels.clone(), room.as_mut_ptr(), width) };
             }
             let first = panels.start * PANEL;
             let columns = width.min(hidden - first);

@@ -9,6 +9,9 @@ use half::bf16;
 use super::{
     Cpu, blocks,
     memory::{Aligned, Shared},
+    path::{Checked, Task},
+    simd::Simd,
+    strips::Strips,
 };
 use crate::kernels::{ElementType, KernelError};
 
@@ -39,8 +42,8 @@ enum Store {
     F32(Aligned<f32>),
     /// Panels of `[inputs / 2, 32]` pairs: the even input in the low half.
     Bf16(Aligned<u32>),
-    /// Rows of blocks, in column order.
-    Blocks { element: ElementType, row: usize, bytes: Aligned<u8> },
+    /// Quantised blocks.
+    Strips(Strips),
 }
 
 /// A matrix as it is stored: how its numbers are encoded, and row after row of them.
@@ -137,19 +140,26 @@ impl PackedMatrix {
                 Store::Bf16(data)
             }
             _ => {
-                let row = blocks::row_bytes(element, inputs)?;
-                let mut bytes = Aligned::<u8>::zeroed(panels * PANEL * row);
-                let to = Shared::new(&mut bytes);
+                blocks::row_bytes(element, inputs)?;
+                let mut strips =
+                    Strips::zeroed(element, panels, inputs).expect("formats without blocks were taken above");
+                let (records, supers) = strips.panel_lengths();
+                let (to_records, to_supers) = strips.panel_mut();
                 cpu.pool().run(panels, |panel| {
                     // SAFETY: each panel is written by one call.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * row), PANEL * row) };
-                    for (lane, to) in to.chunks_exact_mut(row).enumerate() {
-                        if let Some(from) = rows(panel * PANEL + lane) {
-                            to.copy_from_slice(from);
+                    let (to_records, to_supers) = unsafe {
+                        (
+                            std::slice::from_raw_parts_mut(to_records.get().add(panel * records), records),
+                            std::slice::from_raw_parts_mut(to_supers.get().add(panel * supers), supers),
+                        )
+                    };
+                    for lane in 0..PANEL {
+                        if let Some(row) = rows(panel * PANEL + lane) {
+                            Strips::write(element, row, lane, to_records, to_supers);
                         }
                     }
                 })?;
-                Store::Blocks { element, row, bytes }
+                Store::Strips(strips)
             }
         };
         Ok(PackedMatrix { outputs, inputs, columns, store })
@@ -175,7 +185,7 @@ impl PackedMatrix {
         match &self.store {
             Store::F32(data) => data.bytes(),
             Store::Bf16(data) => data.bytes(),
-            Store::Blocks { bytes, .. } => bytes.bytes(),
+            Store::Strips(strips) => strips.bytes(),
         }
     }
 
@@ -201,7 +211,7 @@ impl PackedMatrix {
                     }
                 }
             }
-            Store::Blocks { element, row, bytes } => blocks::dequantise(*element, &bytes[index * row..][..*row], out)?,
+            Store::Strips(strips) => strips.column(panel, lane, out),
         }
         Ok(())
     }
@@ -214,37 +224,56 @@ impl PackedMatrix {
         }
     }
 
+    /// The quantised blocks, where that is what the matrix holds.
+    pub(super) fn strips(&self) -> Option<&Strips> {
+        match &self.store {
+            Store::Strips(strips) => Some(strips),
+            _ => None,
+        }
+    }
+
     /// Inputs `from .. from + length` of a panel as `[length, 32]` floats: in place, or decoded into `scratch`.
     /// `from` is a multiple of [`DEPTH`], `length` at most that.
-    pub(super) fn piece<'a>(&'a self, panel: usize, from: usize, length: usize, scratch: &'a mut [f32]) -> &'a [f32] {
+    pub(super) fn piece<'a>(
+        &'a self,
+        path: Checked,
+        panel: usize,
+        from: usize,
+        length: usize,
+        scratch: &'a mut [f32],
+    ) -> &'a [f32] {
         match &self.store {
             Store::F32(data) => return &data[(panel * self.inputs + from) * PANEL..][..length * PANEL],
             Store::Bf16(data) => {
                 let pairs = &data[(panel * self.inputs.div_ceil(2) + from / 2) * PANEL..][..length.div_ceil(2) * PANEL];
-                for (to, from) in scratch[..length * PANEL].chunks_mut(2 * PANEL).zip(pairs.chunks_exact(PANEL)) {
-                    let (even, odd) = to.split_at_mut(PANEL);
-                    for (y, bits) in even.iter_mut().zip(from) {
-                        *y = f32::from_bits(bits << 16);
-                    }
-                    for (y, bits) in odd.iter_mut().zip(from) {
-                        *y = f32::from_bits(bits & 0xffff_0000);
-                    }
-                }
+                path.run(Widen { pairs, out: &mut scratch[..length.next_multiple_of(2) * PANEL] });
             }
-            Store::Blocks { element, row, bytes } => {
-                let (block, size) = element.block();
-                let mut values = [0.0; DEPTH];
-                for lane in 0..PANEL {
-                    let row = &bytes[(panel * PANEL + lane) * row..][..*row];
-                    let part = &row[from / block * size..][..length / block * size];
-                    blocks::dequantise(*element, part, &mut values[..length]).expect("pieces are whole blocks");
-                    for (k, &value) in values[..length].iter().enumerate() {
-                        scratch[k * PANEL + lane] = value;
-                    }
+            Store::Strips(strips) => path.run(strips.decode(panel, from, length, scratch)),
+        }
+        &scratch[..length * PANEL]
+    }
+}
+
+/// Pairs of bf16 `[pairs, 32]` to floats `[2·pairs, 32]`.
+struct Widen<'a> {
+    pairs: &'a [u32],
+    out: &'a mut [f32],
+}
+
+impl Task for Widen<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (pair, out) in self.pairs.chunks_exact(PANEL).zip(self.out.chunks_exact_mut(2 * PANEL)) {
+            for lane in (0..PANEL).step_by(S::LANES) {
+                // SAFETY: 32 words and 64 floats, and LANES divides 32.
+                unsafe {
+                    let words = s.load_words(pair.as_ptr().add(lane));
+                    s.store(out.as_mut_ptr().add(lane), s.as_floats(s.shift(words, 16)));
+                    s.store(out.as_mut_ptr().add(PANEL + lane), s.as_floats(s.and(words, 0xffff_0000)));
                 }
             }
         }
-        &scratch[..length * PANEL]
     }
 }
 

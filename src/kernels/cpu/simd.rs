@@ -27,6 +27,10 @@ pub(super) trait Simd: Copy {
     type V: Copy;
     /// One truth value per lane.
     type M: Copy;
+    /// One 32-bit word per lane.
+    type I: Copy;
+    /// Whether [`Simd::fma`] rounds once.
+    const FUSED: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -60,6 +64,35 @@ pub(super) trait Simd: Copy {
     fn select(self, mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
     /// The lanes in order, the rest zero.
     fn lanes(self, a: Self::V) -> [f32; 16];
+
+    /// Reads `LANES` words.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load_words(self, from: *const u32) -> Self::I;
+    /// Writes `LANES` words.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store_words(self, to: *mut u32, words: Self::I);
+    /// Every word shifted left by `n` bits, or right by `−n`; |n| < 32.
+    fn shift(self, words: Self::I, n: i32) -> Self::I;
+    fn and(self, words: Self::I, mask: u32) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The words' bits as floats.
+    fn as_floats(self, words: Self::I) -> Self::V;
+    /// Byte `n` of every word, unsigned, as a float.
+    fn byte(self, words: Self::I, n: u32) -> Self::V;
+    /// Reads `LANES` halves.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load_half(self, from: *const u16) -> Self::V;
+    /// Reads `LANES` signed bytes.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load_signed(self, from: *const i8) -> Self::V;
 
     /// All lanes added: halves folded onto each other, the same order every time.
     #[inline(always)]

@@ -19,7 +19,7 @@ use super::{
     memory::{Scratch, Shared},
     pack::{Columns, PANEL, PackedMatrix},
     path::Checked,
-    product::{PackedRows, row_block},
+    product::{Operand, PackedRows, row_block},
 };
 use crate::kernels::KernelError;
 
@@ -113,6 +113,7 @@ pub struct Statistics {
 /// Everything that the rows of one parallel call share.
 struct Job<'a> {
     path: Checked,
+    operand: Operand,
     hidden: &'a [f32],
     table: &'a PackedMatrix,
     sweep: &'a Sweep<'a>,
@@ -143,7 +144,7 @@ impl Cpu {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels());
-        let job = Job { path: self.checked(), hidden, table, sweep, panels };
+        let job = Job { path: self.checked(), operand: self.operand(table), hidden, table, sweep, panels };
         let soft = soft.map(Shared::new);
         let group = rows.div_ceil(self.threads()).clamp(1, GROUP);
         let mut results: Vec<Vec<Statistics>> = vec![Vec::new(); rows.div_ceil(group)];
@@ -178,15 +179,10 @@ impl Head<'_> {
 impl Job<'_> {
     fn run(&self, rows: Range<usize>, soft: Option<&mut [f32]>) -> Vec<Statistics> {
         let (width, vocabulary) = (self.table.inputs(), self.table.outputs());
-        let mut packed = Scratch::take(rows.len() * width);
-        PackedRows::pack(
-            self.path,
-            rows.len(),
-            width,
-            |i| &self.hidden[(rows.start + i) * width..][..width],
-            &mut packed,
-        );
-        let packed = PackedRows { data: &packed, rows: rows.len(), k: width };
+        let operand = self.operand;
+        let mut packed = Scratch::take(rows.len() * operand.width(width));
+        operand.pack(rows.len(), width, |i| &self.hidden[(rows.start + i) * width..][..width], &mut packed);
+        let packed = PackedRows { operand, data: &packed, rows: rows.len(), k: width };
         let mut states = self.states(rows.clone());
         let mut accumulator = soft.as_ref().map(|_| Soft::new(self.path, rows.len(), width));
         let stride = self.panels * PANEL;
@@ -196,7 +192,7 @@ impl Job<'_> {
             let panels = first..all.min(first + self.panels);
             let tile = first * PANEL..vocabulary.min(panels.end * PANEL);
             // SAFETY: `logits` belongs to this call and holds whole panels.
-            unsafe { packed.times(self.path, self.table, panels.clone(), logits.as_mut_ptr(), stride) };
+            unsafe { packed.times(self.table, panels.clone(), logits.as_mut_ptr(), stride) };
             for (row, state) in states.iter_mut().enumerate() {
                 let z = &mut logits[row * stride..][..panels.len() * PANEL];
                 let head = &self.sweep.heads[state.head];

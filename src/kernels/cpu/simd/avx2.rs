@@ -23,6 +23,8 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     type V = __m256;
     type M = __m256;
+    type I = __m256i;
+    const FUSED: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -88,5 +90,60 @@ impl Simd for Avx2 {
         let mut x = [0.0; 16];
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), a) };
         x
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> __m256i {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, words: __m256i) {
+        unsafe { _mm256_storeu_si256(to.cast(), words) }
+    }
+    #[inline(always)]
+    fn shift(self, words: __m256i, n: i32) -> __m256i {
+        unsafe {
+            if n >= 0 {
+                _mm256_sllv_epi32(words, _mm256_set1_epi32(n))
+            } else {
+                _mm256_srlv_epi32(words, _mm256_set1_epi32(-n))
+            }
+        }
+    }
+    #[inline(always)]
+    fn and(self, words: __m256i, mask: u32) -> __m256i {
+        unsafe { _mm256_and_si256(words, _mm256_set1_epi32(mask as i32)) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn as_floats(self, words: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(words) }
+    }
+    #[inline(always)]
+    fn byte(self, words: __m256i, n: u32) -> __m256 {
+        unsafe {
+            // Moves byte n of each word to its place 0 and clears the others.
+            let first = _mm256_setr_epi32(
+                -0x7f7f_8000 + n as i32,
+                -0x7f7f_7ffc + n as i32,
+                -0x7f7f_7ff8 + n as i32,
+                -0x7f7f_7ff4 + n as i32,
+                -0x7f7f_8000 + n as i32,
+                -0x7f7f_7ffc + n as i32,
+                -0x7f7f_7ff8 + n as i32,
+                -0x7f7f_7ff4 + n as i32,
+            );
+            _mm256_cvtepi32_ps(_mm256_shuffle_epi8(words, first))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_half(self, from: *const u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_signed(self, from: *const i8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
     }
 }

@@ -26,6 +26,8 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     type V = __m512;
     type M = __mmask16;
+    type I = __m512i;
+    const FUSED: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -88,5 +90,52 @@ impl Simd for Avx512 {
         let mut x = [0.0; 16];
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), a) };
         x
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, words: __m512i) {
+        unsafe { _mm512_storeu_si512(to.cast(), words) }
+    }
+    #[inline(always)]
+    fn shift(self, words: __m512i, n: i32) -> __m512i {
+        unsafe {
+            if n >= 0 {
+                _mm512_sllv_epi32(words, _mm512_set1_epi32(n))
+            } else {
+                _mm512_srlv_epi32(words, _mm512_set1_epi32(-n))
+            }
+        }
+    }
+    #[inline(always)]
+    fn and(self, words: __m512i, mask: u32) -> __m512i {
+        unsafe { _mm512_and_si512(words, _mm512_set1_epi32(mask as i32)) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn as_floats(self, words: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(words) }
+    }
+    #[inline(always)]
+    fn byte(self, words: __m512i, n: u32) -> __m512 {
+        unsafe {
+            // Moves byte n of each word to its place 0 and clears the others.
+            let first = _mm512_set4_epi32(-0x7f7f_7ff4, -0x7f7f_7ff8, -0x7f7f_7ffc, -0x7f7f_8000);
+            let place = _mm512_add_epi32(first, _mm512_set1_epi32(n as i32));
+            _mm512_cvtepi32_ps(_mm512_shuffle_epi8(words, place))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_half(self, from: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_signed(self, from: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
 }

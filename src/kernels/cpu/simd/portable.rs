@@ -17,6 +17,8 @@ impl Simd for Portable {
     const LANES: usize = 4;
     type V = V;
     type M = [bool; 4];
+    type I = [u32; 4];
+    const FUSED: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -84,5 +86,46 @@ impl Simd for Portable {
         let mut x = [0.0; 16];
         x[..4].copy_from_slice(&a);
         x
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, from: *const u32) -> [u32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, to: *mut u32, words: [u32; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u32; 4]>().write_unaligned(words) }
+    }
+    #[inline(always)]
+    fn shift(self, words: [u32; 4], n: i32) -> [u32; 4] {
+        words.map(|word| if n >= 0 { word << n } else { word >> -n })
+    }
+    #[inline(always)]
+    fn and(self, words: [u32; 4], mask: u32) -> [u32; 4] {
+        words.map(|word| word & mask)
+    }
+    #[inline(always)]
+    fn or(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn as_floats(self, words: [u32; 4]) -> V {
+        words.map(f32::from_bits)
+    }
+    #[inline(always)]
+    fn byte(self, words: [u32; 4], n: u32) -> V {
+        words.map(|word| ((word >> (8 * n)) & 255) as f32)
+    }
+    #[inline(always)]
+    unsafe fn load_half(self, from: *const u16) -> V {
+        // SAFETY: the caller's promise.
+        let bits = unsafe { from.cast::<[u16; 4]>().read_unaligned() };
+        bits.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_signed(self, from: *const i8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from)
     }
 }

@@ -53,9 +53,12 @@ impl Job<'_> {
         let panels = tile * self.panels..self.table.panels().min((tile + 1) * self.panels);
         let entries = panels.start * PANEL..self.table.outputs().min(panels.end * PANEL);
         let mut z = Scratch::take(panels.len() * PANEL);
-        let row = PackedRows { data: hidden, rows: 1, k: hidden.len() };
+        let k = hidden.len();
+        let mut packed = Scratch::take(self.operand.width(k));
+        self.operand.pack(1, k, |_| hidden, &mut packed);
+        let row = PackedRows { operand: self.operand, data: &packed, rows: 1, k };
         // SAFETY: `z` belongs to this call and holds whole panels.
-        unsafe { row.times(self.path, self.table, panels.clone(), z.as_mut_ptr(), panels.len() * PANEL) };
+        unsafe { row.times(self.table, panels.clone(), z.as_mut_ptr(), panels.len() * PANEL) };
         self.finish_logits(&mut z, &entries, &self.sweep.heads[state.head], None);
         let mut last = state.argmax;
         for (i, &z) in z[..entries.len()].iter().enumerate() {

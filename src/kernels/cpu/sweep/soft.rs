@@ -69,7 +69,7 @@ impl Soft {
         for from in (0..self.width).step_by(DEPTH) {
             let depth = DEPTH.min(self.width - from);
             for (index, _) in used.iter().enumerate().filter(|(_, used)| **used) {
-                let piece = table.piece(panels.start + index, from, depth, &mut scratch);
+                let piece = table.piece(self.path, panels.start + index, from, depth, &mut scratch);
                 turn(piece, &mut turned[index * PANEL * DEPTH..][..PANEL * DEPTH]);
             }
             for block in &blocks {
