@@ -14,6 +14,14 @@ pub enum CheckpointError {
         /// What is wrong with it, and what would be right.
         why: String,
     },
+    /// A repository on the hub cannot be had.
+    #[error("{name}: {why}")]
+    Hub {
+        /// The repository, as it was asked for.
+        name: String,
+        /// What happened, and what to do.
+        why: String,
+    },
     /// A file that a checkpoint must have is missing.
     #[error("{folder} has no {file}: {hint}")]
     Missing {
@@ -32,6 +40,20 @@ pub enum CheckpointError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A tensor cannot be read or quantized.
+    #[error(transparent)]
+    Weight(#[from] crate::model::WeightError),
+    /// The model does not fit into memory.
+    #[error("{0}")]
+    Memory(String),
     /// A file is not what its name promises: cut short, overlapping, absurd.
     #[error("{file} is damaged: {why}; download or export it again")]
     Damaged {

@@ -45,6 +45,17 @@ impl Folder {
         }
     }
 
+    /// Whether there is a file of this name.
+    ///
+    /// # Errors
+    /// Where the system refuses to tell.
+    pub(crate) fn has(&self, name: &str) -> Result<bool, CheckpointError> {
+        match self {
+            Self::Embedded(files) => Ok(embedded(files, name).is_some()),
+            Self::Disk(folder) => exists(&folder.join(name)),
+        }
+    }
+
     /// A JSON file, or `None` if it is not there.
     ///
     /// # Errors

@@ -9,19 +9,31 @@ mod error;
 mod folder;
 mod generation;
 mod gguf;
+mod gguf_tokenizer;
+mod hub;
+mod inspect;
 mod map;
+mod memory;
+mod quantize;
 mod safetensors;
 mod source;
 mod text;
 
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
+pub use gguf::Written;
+pub use hub::{Hub, Phase, Progress};
+pub use inspect::Inspection;
+pub use memory::{Needs, Stored, available};
+pub use quantize::Quantization;
 pub use source::{HubName, Source};
+
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, Weights};
+use crate::model::{Config, LayerKind, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -41,8 +53,44 @@ pub struct Checkpoint {
     pub bos_token: Option<String>,
     /// Spelling of the token that ends a text (`eos_token` in templates).
     pub eos_token: Option<String>,
+    /// What the tensors are, in no order; those of `weights`, by their types in the file.
+    pub tensors: Vec<Stored>,
     /// The tensors under the hub's names.
     pub weights: Box<dyn Weights>,
+}
+
+impl Checkpoint {
+    /// The same checkpoint, its matrices put into blocks as they are read.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unsupported`] where they are in other blocks already: quantizing twice loses twice.
+    pub fn quantized(self, scheme: Quantization) -> Result<Self, CheckpointError> {
+        let layers = self.config.layers.len();
+        let mut tensors = self.tensors;
+        for stored in &mut tensors {
+            stored.quantize(&self.id, scheme, layers)?;
+        }
+        let weights = Box::new(quantize::Quantized { inner: self.weights, scheme, layers });
+        Ok(Self { tensors, weights, ..self })
+    }
+
+    /// Quantizes the checkpoint into a new GGUF file; `report` is told the bytes written and those of all tensors.
+    ///
+    /// # Errors
+    /// Where the file exists, cannot be written, or the weights are in other blocks already.
+    pub fn write_gguf(
+        &self,
+        scheme: Quantization,
+        path: &Path,
+        report: &dyn Fn(u64, u64),
+    ) -> Result<Written, CheckpointError> {
+        gguf::write(self, scheme, path, report)
+    }
+
+    /// What it takes to serve it.
+    pub fn needs(&self) -> Needs {
+        Needs::of(&self.config, &self.tensors)
+    }
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -64,10 +112,21 @@ pub fn open(source: &Source) -> Result<Checkpoint, CheckpointError> {
             open_folder(id, &Folder::Disk(path.clone()))
         }
         Source::Gguf(path) => open_gguf(path),
-        Source::Hub(name) => Err(CheckpointError::Name {
-            name: name.to_string(),
-            why: "hub names cannot be opened yet; download the repository and name its folder".to_owned(),
-        }),
+        Source::Hub(name) => {
+            let tenths = AtomicU64::new(u64::MAX);
+            let found = Hub::from_env().locate(name, &|progress| log_progress(name, &tenths, progress))?;
+            let checkpoint = open(&found)?;
+            Ok(Checkpoint { id: name.repo.clone(), ..checkpoint })
+        }
+    }
+}
+
+/// Ten plain lines for a log; a terminal's bar is the command line's business.
+fn log_progress(name: &HubName, tenths: &AtomicU64, progress: &Progress) {
+    let now = progress.done.saturating_mul(10) / progress.total.max(1);
+    if tenths.swap(now, Ordering::Relaxed) != now {
+        let mib = |bytes: u64| bytes >> 20;
+        tracing::info!(model = %name, done_mib = mib(progress.done), total_mib = mib(progress.total), "downloading");
     }
 }
 
@@ -85,7 +144,8 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
     let generation = GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &config, vocabulary)?;
     let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
     let config = Config::from_json(&config)?;
-    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights: Box::new(weights) })
+    let (tensors, weights) = (weights.table(), Box::new(weights));
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
 }
 
 /// Opens a GGUF file. Tokenizer, template and sampling files that lie beside it win over what it holds itself.
@@ -102,7 +162,11 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
         Some(beside) => GenerationDefaults::from_json("generation_config.json", Some(&beside), &config, vocabulary)?,
         None => GenerationDefaults::from_json(&file, Some(&keys.generation(&tokens)?), &config, vocabulary)?,
     };
-    let tokenizer = text::tokenizer(&folder)?;
+    let tokenizer = if folder.has("tokenizer.json")? {
+        text::tokenizer(&folder)?
+    } else {
+        keys.tokenizer(tokens.clone())?
+    };
     let mut chat = text::chat(&folder)?;
     if chat.template.is_none() {
         chat.template = keys.text("tokenizer.chat_template")?.map(str::to_owned);
@@ -115,10 +179,17 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
     }
     let text::Chat { template, bos_token, eos_token } = chat;
     let id = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let mut config = Config::from_json(&config)?;
+    let layers = config.layers.len();
+    // config.json's reader follows the reference, which makes the last layer global whatever is written; a GGUF file means what
+    // it says.
+    if let (Some(kind), Some(true)) = (config.layers.last_mut(), keys.layer_kinds(layers)?.last()) {
+        *kind = LayerKind::Sliding;
+    }
     let Gguf { container, bytes } = gguf;
-    let weights = Box::new(GgufWeights::new(&container, bytes)?);
-    let config = Config::from_json(&config)?;
-    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, weights })
+    let weights = GgufWeights::new(&container, bytes)?;
+    let (tensors, weights) = (weights.table(), Box::new(weights));
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
 }
 
 #[cfg(test)]

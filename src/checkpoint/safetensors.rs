@@ -14,6 +14,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::error::{CheckpointError, shown};
 use super::folder::Folder;
 use super::map::Bytes;
+use super::memory::Stored;
 use crate::kernels::ElementType;
 use crate::model::{RawTensor, WeightError, Weights};
 
@@ -95,6 +96,20 @@ impl Safetensors {
         }
         self.files.push(Shard { name, bytes });
         Ok(())
+    }
+}
+
+impl Safetensors {
+    /// What is stored, without touching it.
+    pub(crate) fn table(&self) -> Vec<Stored> {
+        let stored = |(name, (_, entry)): (&String, &(usize, Entry))| Stored {
+            name: name.clone(),
+            shape: entry.shape.clone(),
+            kind: entry.dtype.clone(),
+            element: element(&entry.dtype),
+            bytes: entry.range.len() as u64,
+        };
+        self.tensors.iter().map(stored).collect()
     }
 }
 

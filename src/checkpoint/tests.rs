@@ -85,3 +85,65 @@ fn the_older_places_of_a_template() {
         assert!(error.starts_with("tokenizer_config.json: "), "{error}");
     }
 }
+
+/// The demo as a GGUF file of this type.
+fn written(scheme: Quantization) -> (tempfile::TempDir, std::path::PathBuf, Written) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("demo.gguf");
+    let (last, all) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let report = |done, total| {
+        assert!(done >= last.replace(done));
+        all.set(total);
+    };
+    let written = open(&Source::Demo).unwrap().write_gguf(scheme, &path, &report).unwrap();
+    assert_eq!(last.get(), all.get());
+    assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
+    (folder, path, written)
+}
+
+#[test]
+fn a_written_gguf_is_the_same_model() {
+    let demo = open(&Source::Demo).unwrap();
+    for scheme in [Quantization::Q8_0, Quantization::Q4KM] {
+        let (_folder, path, written) = written(scheme);
+        let file = open(&Source::Gguf(path.clone())).unwrap();
+        assert_eq!((&file.config.layers, file.config.canvas), (&demo.config.layers, demo.config.canvas));
+        assert_eq!((file.config.sliding, file.config.full), (demo.config.sliding, demo.config.full));
+        assert_eq!((file.config.experts, file.config.vocabulary), (demo.config.experts, demo.config.vocabulary));
+        assert_eq!(file.generation.max_denoising_steps, demo.generation.max_denoising_steps);
+        assert_eq!(file.template, demo.template);
+        for text in ["What is the capital of France?", "a  b\n\nc", "zwölf Äpfel ✓", " x"] {
+            let ids = |checkpoint: &Checkpoint| checkpoint.tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+            assert_eq!(ids(&file), ids(&demo), "{text:?}");
+        }
+        assert_eq!((&file.bos_token, &file.eos_token), (&demo.bos_token, &demo.eos_token));
+        assert!(demo.generation.end_tokens.iter().all(|id| file.generation.end_tokens.contains(id)));
+        let vision = demo.tensors.iter().filter(|stored| stored.name.contains("vision")).count();
+        assert!(written.left_out >= vision && written.tensors > 50);
+
+        // Quantized on load and quantized in a file are the same bits; what stays plain is exact.
+        let on_load = open(&Source::Demo).unwrap().quantized(scheme).unwrap();
+        for name in file.weights.names() {
+            let ours = file.weights.get(&name).unwrap().unwrap();
+            let theirs = on_load.weights.get(&name).unwrap().unwrap();
+            assert_eq!(ours.shape, theirs.shape, "{name}");
+            if ours.element == theirs.element {
+                assert!(ours.bytes == theirs.bytes, "{name}");
+            } else {
+                let wide = quantize::widened(theirs.element, &theirs.bytes);
+                assert_eq!(quantize::widened(ours.element, &ours.bytes), wide, "{name}");
+            }
+        }
+        let again = demo.write_gguf(scheme, &path, &|_, _| ()).unwrap_err().to_string();
+        assert!(again.contains("exists already"), "{again}");
+        let twice = file.quantized(Quantization::Q4_0).map(|_| ()).unwrap_err().to_string();
+        assert!(twice.contains("already; quantize the bfloat16"), "{twice}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_leaves_nothing() {
+    let demo = open(&Source::Demo).unwrap();
+    let error = demo.write_gguf(Quantization::Q8_0, Path::new("/nowhere/x.gguf"), &|_, _| ()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot write /nowhere/x.gguf"), "{error}");
+}

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::error::CheckpointError;
+use tokenizers::Tokenizer;
+
+use super::super::error::{CheckpointError, shown};
+use super::super::gguf_tokenizer::{Vocabulary, build};
 use super::container::{Array, Container, Value};
 use super::names::ROPE_FREQS;
 use crate::kernels::ElementType;
@@ -26,7 +29,7 @@ impl Keys<'_> {
         match self.text("general.architecture")? {
             Some(ARCHITECTURE) => {}
             other => {
-                let found = other.map_or("none".to_owned(), super::super::error::shown);
+                let found = other.map_or("none".to_owned(), shown);
                 let why = format!("its architecture is {found}; only {ARCHITECTURE} files can be served");
                 return Err(CheckpointError::unsupported(file, why));
             }
@@ -141,6 +144,41 @@ impl Keys<'_> {
         ends.extend(["<turn|>", "<|tool_response>"].into_iter().filter_map(spelled));
         map.insert("eos_token_id".to_owned(), json!(ends));
         Ok(Json::Object(map))
+    }
+
+    /// The tokenizer that the file describes; `tokens` is its list of tokens.
+    pub(crate) fn tokenizer(&self, tokens: Vec<String>) -> Result<Tokenizer, CheckpointError> {
+        const LIST: &str = "tokenizer.ggml.tokens";
+        if tokens.is_empty() {
+            return Err(self.container.wrong(LIST, "it is missing, and there is no tokenizer.json beside the file"));
+        }
+        let model = self.text("tokenizer.ggml.model")?.unwrap_or("none");
+        if !matches!(model, "gemma4" | "gemma") {
+            let why = format!("{} is not known, only gemma4 is; put a tokenizer.json beside the file", shown(model));
+            return Err(self.container.wrong("tokenizer.ggml.model", why));
+        }
+        let kinds = "tokenizer.ggml.token_type";
+        let types = self.wholes(kinds)?.unwrap_or_default();
+        if !types.is_empty() && types.len() != tokens.len() {
+            return Err(self.container.wrong(kinds, format!("{} entries for {} tokens", types.len(), tokens.len())));
+        }
+        let id = |name: &str| -> Result<Option<u32>, CheckpointError> {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            let Some(id) = self.whole(&key)? else { return Ok(None) };
+            let below = u32::try_from(id).ok().filter(|&id| (id as usize) < tokens.len());
+            below.map(Some).ok_or_else(|| self.container.wrong(&key, format!("{id} is not below {}", tokens.len())))
+        };
+        let vocabulary = Vocabulary {
+            bos: id("bos")?,
+            eos: id("eos")?,
+            unknown: id("unknown")?,
+            pad: id("padding")?,
+            add_bos: self.whole("tokenizer.ggml.add_bos_token")? != Some(0),
+            types: types.iter().map(|&kind| u32::try_from(kind).unwrap_or(u32::MAX)).collect(),
+            merges: self.texts("tokenizer.ggml.merges")?.unwrap_or_default(),
+            tokens,
+        };
+        build(&vocabulary).map_err(|why| self.container.wrong(LIST, why))
     }
 
     /// Which layers slide: an array of flags, one flag for all, or the reference's rule where the key is missing.

@@ -5,12 +5,16 @@ mod container;
 mod names;
 mod types;
 mod weights;
+mod write;
 
 use std::path::Path;
 
 pub(crate) use config::Keys;
 pub(crate) use container::Container;
+pub(crate) use types::GgufType;
 pub(crate) use weights::GgufWeights;
+pub use write::Written;
+pub(crate) use write::write;
 
 use super::error::CheckpointError;
 use super::map::Bytes;

@@ -59,7 +59,6 @@ pub(crate) fn to_hub(gguf: &str) -> Option<String> {
     Some(format!("{HUB_LAYERS}{layer}.{hub}"))
 }
 
-#[cfg(test)]
 /// The GGUF name of a hub tensor; `None` for a tensor that GGUF files of this model do not hold.
 pub(crate) fn to_gguf(hub: &str) -> Option<String> {
     if let Some((_, gguf)) = GLOBAL.iter().find(|(name, _)| *name == hub) {

@@ -69,7 +69,6 @@ impl GgufType {
         TYPES.iter().find(|kind| kind.code == code).copied()
     }
 
-    #[cfg(test)]
     /// The type that holds these elements.
     pub(crate) fn of(element: ElementType) -> Self {
         // Every element type has its row; a test walks them all.

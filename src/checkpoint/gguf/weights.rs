@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::super::error::{CheckpointError, shown};
 use super::super::map::Bytes;
+use super::super::memory::Stored;
 use super::container::{Container, Record};
 use super::names;
 use crate::model::{RawTensor, WeightError, Weights};
@@ -82,6 +83,28 @@ fn usable(container: &Container, name: &str, record: &Record) -> Result<(), Chec
         record.kind.name
     );
     Err(CheckpointError::unsupported(&container.file, why))
+}
+
+impl GgufWeights {
+    /// What is stored, without touching it.
+    pub(crate) fn table(&self) -> Vec<Stored> {
+        let stored = |(name, place): (&String, &Place)| {
+            let (Place::Whole(record) | Place::Halves(record, _)) = place;
+            let mut stored = Stored {
+                name: name.clone(),
+                shape: record.shape.clone(),
+                kind: record.kind.name.to_owned(),
+                element: record.kind.element,
+                bytes: record.range.len() as u64,
+            };
+            if let (Place::Halves(..), [_, rows, _]) = (place, stored.shape.as_mut_slice()) {
+                *rows *= 2;
+                stored.bytes *= 2;
+            }
+            stored
+        };
+        self.tensors.iter().map(stored).collect()
+    }
 }
 
 impl Weights for GgufWeights {

@@ -1,0 +1,100 @@
+//! The cache on disk: `models--owner--name/{blobs, refs, snapshots}`.
+//!
+//! A blob is named by its etag, a snapshot is a folder named by its commit whose files point at blobs, and a ref holds the
+//! commit that a branch or tag stood for when it was last asked for.
+
+use std::path::{Path, PathBuf};
+
+/// One repository's folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Repo {
+    folder: PathBuf,
+}
+
+impl Repo {
+    pub(crate) fn of(cache: &Path, repo: &str) -> Self {
+        Self { folder: cache.join(format!("models--{}", repo.replace('/', "--"))) }
+    }
+
+    /// The folder of one commit's files.
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// The commit a revision stands for, as far as the cache knows.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) && self.snapshot(revision).is_dir() {
+            return Some(revision.to_owned());
+        }
+        let text = std::fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+}
+
+#[cfg(feature = "hub")]
+impl Repo {
+    /// The file that holds a blob's bytes.
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
+        self.folder.join("blobs").join(etag)
+    }
+
+    /// The file whose lock says that somebody downloads into this folder.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.folder.join(".canvasd.lock")
+    }
+
+    /// Makes the folders.
+    pub(crate) fn create(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(self.folder.join("blobs"))
+    }
+
+    /// Remembers which commit a revision stands for.
+    pub(crate) fn remember(&self, revision: &str, commit: &str) -> std::io::Result<()> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
+        std::fs::write(path, commit)
+    }
+
+    /// Puts a blob into a snapshot under its file name: a link, or a copy where links are not to be had.
+    pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> std::io::Result<()> {
+        let at = self.snapshot(commit).join(file);
+        std::fs::create_dir_all(at.parent().unwrap_or(&self.folder))?;
+        if at.exists() {
+            return Ok(());
+        }
+        // A link that points nowhere would be in the way.
+        let _ = std::fs::remove_file(&at);
+        #[cfg(unix)]
+        {
+            let up = "../".repeat(2 + file.matches('/').count());
+            std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &at)
+        }
+        #[cfg(not(unix))]
+        std::fs::copy(self.blob(etag), &at).map(|_| ())
+    }
+}
+
+/// Whether a text is a commit's number, and thereby safe as a folder's name.
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The files of a snapshot by their names in the repository, one folder deep (where GGUF files of one type may lie).
+pub(crate) fn files(snapshot: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(snapshot).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if entry.path().is_dir() {
+            for inner in std::fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                names.extend(inner.file_name().into_string().ok().map(|inner| format!("{name}/{inner}")));
+            }
+        } else {
+            names.push(name);
+        }
+    }
+    names.sort();
+    names
+}

@@ -1,0 +1,169 @@
+//! Which files of a repository make the checkpoint that a name means.
+
+use std::path::Path;
+
+use super::super::safetensors::{INDEX, SINGLE};
+use super::super::source::{HubName, Source};
+
+/// Small files that a checkpoint may have.
+const SMALL: [&str; 5] =
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+
+/// The files to have, small ones first.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Chosen {
+    /// Names in the repository.
+    pub(crate) files: Vec<String>,
+    /// The GGUF file, where it is one.
+    gguf: Option<String>,
+}
+
+/// Why no choice can be made.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Choice {
+    /// Nothing fits.
+    Nothing(String),
+    /// More than one file fits.
+    Several(String),
+}
+
+/// Chooses among a repository's files.
+pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice> {
+    let has = |file: &str| files.iter().any(|name| name == file);
+    let gguf: Vec<&String> = files.iter().filter(|file| file.to_ascii_lowercase().ends_with(".gguf")).collect();
+    let gguf = match &name.file {
+        Some(wanted) => Some(named(wanted, &gguf)?),
+        None if has("config.json") && (has(SINGLE) || has(INDEX)) => None,
+        None => match gguf.as_slice() {
+            [] => {
+                let why = "it holds neither a safetensors checkpoint (config.json, model.safetensors) nor a .gguf file";
+                return Err(Choice::Nothing(why.to_owned()));
+            }
+            [one] => Some((*one).clone()),
+            several => {
+                let why = format!("it holds several .gguf files; add one of them to the name: {}", endings(several));
+                return Err(Choice::Several(why));
+            }
+        },
+    };
+    if let Some(file) = gguf {
+        return Ok(Chosen { files: vec![file.clone()], gguf: Some(file) });
+    }
+    let mut chosen: Vec<String> = SMALL.iter().filter(|file| has(file)).map(|file| (*file).to_owned()).collect();
+    if has(INDEX) {
+        chosen.push(INDEX.to_owned());
+        chosen.extend(files.iter().filter(|file| is_shard(file)).cloned());
+    } else {
+        chosen.push(SINGLE.to_owned());
+    }
+    Ok(Chosen { files: chosen, gguf: None })
+}
+
+/// `model-00001-of-00011.safetensors`, at the top of the repository.
+fn is_shard(file: &str) -> bool {
+    file.starts_with("model-") && file.ends_with(".safetensors") && !file.contains('/')
+}
+
+/// The one file of this name, or of this quantization.
+fn named(wanted: &str, gguf: &[&String]) -> Result<String, Choice> {
+    if let Some(exact) = gguf.iter().find(|file| file.as_str() == wanted) {
+        return Ok((*exact).clone());
+    }
+    let fits = |file: &&&String| {
+        let stem = file.to_ascii_lowercase();
+        let stem = stem.trim_end_matches(".gguf");
+        let wanted = wanted.to_ascii_lowercase();
+        // `Q4_K` must not mean `Q4_K_M`, nor `Q8_0` a `UD-Q8_0`: the whole last part of the name has to agree.
+        stem == wanted
+            || stem.strip_suffix(&wanted).is_some_and(|rest| rest.ends_with(['-', '.', '/']) && !rest.ends_with("-ud-"))
+    };
+    let found: Vec<&&String> = gguf.iter().filter(fits).collect();
+    match found.as_slice() {
+        [one] => Ok((**one).clone()),
+        [] if gguf.is_empty() => Err(Choice::Nothing("it holds no .gguf file".to_owned())),
+        [] => Err(Choice::Nothing(format!("it holds no file for {wanted}; there are {}", endings(gguf)))),
+        several => {
+            let list: Vec<&str> = several.iter().map(|file| file.as_str()).collect();
+            Err(Choice::Several(format!("{wanted} fits several files: {}", list.join(", "))))
+        }
+    }
+}
+
+/// A short list for an error message.
+fn endings(files: &[&String]) -> String {
+    const MOST: usize = 20;
+    let mut list: Vec<String> = files.iter().take(MOST).map(|file| format!(":{file}")).collect();
+    if files.len() > MOST {
+        list.push("…".to_owned());
+    }
+    list.join(", ")
+}
+
+impl Chosen {
+    /// Whether everything is there, shards of the index included.
+    pub(crate) fn complete(&self, snapshot: &Path) -> bool {
+        let there = |file: &str| snapshot.join(file).is_file();
+        if !self.files.iter().all(|file| there(file)) {
+            return false;
+        }
+        if !self.files.iter().any(|file| file == INDEX) {
+            return true;
+        }
+        let index = std::fs::read(snapshot.join(INDEX)).ok();
+        let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        // An index that cannot be read is for the opening to explain; downloading it again would not mend it.
+        let Some(map) = index.as_ref().and_then(|index| index.get("weight_map")?.as_object()) else { return true };
+        map.values().filter_map(|shard| shard.as_str()).all(there)
+    }
+
+    /// What to open.
+    pub(crate) fn source(&self, snapshot: &Path) -> Source {
+        match &self.gguf {
+            Some(file) => Source::Gguf(snapshot.join(file)),
+            None => Source::Folder(snapshot.to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pick(file: Option<&str>, files: &[&str]) -> Result<Vec<String>, Choice> {
+        let name = HubName { repo: "a/b".to_owned(), revision: "main".to_owned(), file: file.map(str::to_owned) };
+        let files: Vec<String> = files.iter().map(|file| (*file).to_owned()).collect();
+        choose(&name, &files).map(|chosen| chosen.files)
+    }
+
+    #[test]
+    fn folders() {
+        assert_eq!(
+            pick(None, &["README.md", "config.json", "model.safetensors"]).unwrap(),
+            ["config.json", "model.safetensors"]
+        );
+        let shards =
+            ["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX, "sub/model-9.safetensors"];
+        assert_eq!(
+            pick(None, &shards).unwrap(),
+            ["config.json", INDEX, "model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+        );
+        assert!(matches!(pick(None, &["README.md"]), Err(Choice::Nothing(_))));
+    }
+
+    #[test]
+    fn gguf_files() {
+        let files = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-UD-Q4_K_XL.gguf", "BF16/m-BF16.gguf"];
+        assert_eq!(pick(Some("Q4_K_M"), &files).unwrap(), ["m-Q4_K_M.gguf"]);
+        assert_eq!(pick(Some("q8_0"), &files).unwrap(), ["m-Q8_0.gguf"]);
+        assert_eq!(pick(Some("UD-Q4_K_XL"), &files).unwrap(), ["m-UD-Q4_K_XL.gguf"]);
+        assert_eq!(pick(Some("bf16"), &files).unwrap(), ["BF16/m-BF16.gguf"]);
+        assert_eq!(pick(Some("m-Q8_0.gguf"), &files).unwrap(), ["m-Q8_0.gguf"]);
+        assert_eq!(pick(None, &files[..1]).unwrap(), ["m-Q4_K_M.gguf"]);
+        for wanted in ["Q4_K", "K_M", "Q5_K_M", "Q4_K_XL"] {
+            let Err(Choice::Nothing(why)) = pick(Some(wanted), &files) else { panic!("{wanted}") };
+            assert!(why.contains(":m-Q8_0.gguf"), "{why}");
+        }
+        assert!(matches!(pick(None, &files), Err(Choice::Several(_))));
+        assert!(matches!(pick(Some("Q8_0"), &["a-Q8_0.gguf", "b-Q8_0.gguf"]), Err(Choice::Several(_))));
+    }
+}

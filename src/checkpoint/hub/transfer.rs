@@ -1,0 +1,325 @@
+//! Downloads a checkpoint's files into the cache: several connections, piece by piece, checked at the end.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::Digest;
+
+use super::super::error::CheckpointError;
+use super::super::source::{HubName, Source};
+use super::cache::Repo;
+use super::client::{Client, Failure, FileInfo};
+use super::journal::{self, Journal};
+use super::{Hub, Phase, Progress, refused, select};
+
+/// Connections at a time.
+const WORKERS: usize = 4;
+/// Attempts without a single byte of progress before giving up.
+const ATTEMPTS: u32 = 5;
+/// Disk space that is left free.
+const SPARE: u64 = 64 << 20;
+/// Shortest time between two reports.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+
+/// One file on its way.
+struct Download {
+    info: FileInfo,
+    blob: PathBuf,
+    /// `None` once the file is complete.
+    journal: Mutex<Option<Journal>>,
+}
+
+/// A piece of a file: index of the download, first byte, end.
+type Piece = (usize, u64, u64);
+
+/// Everything the workers share.
+struct Shared<'a> {
+    client: &'a Client<'a>,
+    name: &'a HubName,
+    downloads: &'a [Download],
+    queue: Mutex<VecDeque<Piece>>,
+    failed: Mutex<Option<CheckpointError>>,
+    stop: AtomicBool,
+    meter: Meter<'a>,
+}
+
+/// Counts bytes and reports them.
+struct Meter<'a> {
+    report: &'a (dyn Fn(&Progress) + Sync),
+    done: AtomicU64,
+    total: u64,
+    resumed: u64,
+    last: Mutex<Instant>,
+}
+
+impl Meter<'_> {
+    fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        // Whoever finds the clock taken leaves the report to the one who has it.
+        if let Ok(mut last) = self.last.try_lock()
+            && last.elapsed() >= REPORT_EVERY
+        {
+            *last = Instant::now();
+            self.say(Phase::Transfer);
+        }
+    }
+
+    fn say(&self, phase: Phase) {
+        let done = self.done.load(Ordering::Relaxed);
+        (self.report)(&Progress { done, total: self.total, resumed: self.resumed, phase });
+    }
+}
+
+/// See [`Hub::fetch`].
+pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
+    let client = Client::new(hub, name);
+    let listing = patiently(name, || client.listing())?;
+    let chosen = select::choose(name, &listing.files)
+        .map_err(|(select::Choice::Nothing(why) | select::Choice::Several(why))| refused(name, why))?;
+    let repo = Repo::of(&hub.cache, &name.repo);
+    let on_disk = |error: std::io::Error| refused(name, format!("{}: {error}", hub.cache.display()));
+    repo.create().map_err(on_disk)?;
+    let _lock = lock(&repo, name)?;
+
+    let mut infos = Vec::new();
+    for file in &chosen.files {
+        infos.push(patiently(name, || client.file_info(&listing.commit, file))?);
+    }
+    let downloads = downloads(&repo, &infos).map_err(on_disk)?;
+    transfer(hub, name, &client, &infos, &downloads, report)?;
+    for info in &infos {
+        repo.link(&listing.commit, &info.name, &info.etag).map_err(on_disk)?;
+    }
+    repo.remember(&name.revision, &listing.commit).map_err(on_disk)?;
+    let snapshot = repo.snapshot(&listing.commit);
+    if !chosen.complete(&snapshot) {
+        return Err(refused(name, "the repository lacks shards that its index names; it cannot be used"));
+    }
+    Ok(chosen.source(&snapshot))
+}
+
+/// One download into a repository's folder at a time; the lock ends with the process.
+fn lock(repo: &Repo, name: &HubName) -> Result<File, CheckpointError> {
+    let path = repo.lock();
+    let file = File::create(&path).map_err(|source| CheckpointError::Read { path, source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(refused(name, "another process is downloading it; wait for that one"))
+        }
+        // A file system without locks (some network shares): better unguarded than not at all.
+        Err(std::fs::TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// The files that are not yet in the cache, each once.
+fn downloads(repo: &Repo, infos: &[FileInfo]) -> std::io::Result<Vec<Download>> {
+    let mut seen = HashSet::new();
+    let mut list = Vec::new();
+    for info in infos.iter().filter(|info| seen.insert(&info.etag)) {
+        let blob = repo.blob(&info.etag);
+        if blob.metadata().is_ok_and(|meta| meta.len() == info.size) {
+            continue;
+        }
+        let journal = Mutex::new(Some(Journal::open(&blob, info.size)?));
+        list.push(Download { info: info.clone(), blob, journal });
+    }
+    Ok(list)
+}
+
+fn transfer(
+    hub: &Hub,
+    name: &HubName,
+    client: &Client<'_>,
+    infos: &[FileInfo],
+    downloads: &[Download],
+    report: &(dyn Fn(&Progress) + Sync),
+) -> Result<(), CheckpointError> {
+    let mut queue = VecDeque::new();
+    for (index, download) in downloads.iter().enumerate() {
+        let missing = held(&download.journal).as_ref().map(Journal::missing).unwrap_or_default();
+        queue.extend(missing.into_iter().map(|(start, end)| (index, start, end)));
+    }
+    let total: u64 = infos.iter().map(|info| info.size).sum();
+    let needed: u64 = queue.iter().map(|(_, start, end)| end - start).sum();
+    check_space(hub, name, needed)?;
+    let partial = downloads.iter().filter_map(|download| held(&download.journal).as_ref().map(Journal::present)).sum();
+    let meter = Meter {
+        report,
+        done: AtomicU64::new(total.saturating_sub(needed)),
+        total,
+        resumed: partial,
+        last: Mutex::new(Instant::now()),
+    };
+    meter.say(Phase::Transfer);
+    let stop = AtomicBool::new(false);
+    let shared = Shared { client, name, downloads, queue: Mutex::new(queue), failed: Mutex::new(None), stop, meter };
+    // Files that were complete but for their last step (or are empty) have no piece to set it off.
+    for download in downloads {
+        shared.conclude(download)?;
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| shared.work());
+        }
+    });
+    match held(&shared.failed).take() {
+        Some(error) => Err(error),
+        None => {
+            shared.meter.say(Phase::Done);
+            Ok(())
+        }
+    }
+}
+
+/// Refuses a download that the disk cannot hold.
+fn check_space(hub: &Hub, name: &HubName, needed: u64) -> Result<(), CheckpointError> {
+    #[cfg(unix)]
+    if let Ok(disk) = rustix::fs::statvfs(&hub.cache) {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if needed.saturating_add(SPARE) > free && needed > 0 {
+            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            let why = format!(
+                "{:.2} GiB are to be downloaded, and {} has {:.2} GiB free; make room, or set HF_HUB_CACHE to another disk",
+                gib(needed),
+                hub.cache.display(),
+                gib(free)
+            );
+            return Err(refused(name, why));
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (hub, name, needed);
+    Ok(())
+}
+
+impl Shared<'_> {
+    /// Takes pieces until none are left or something went wrong.
+    fn work(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let Some(piece) = held(&self.queue).pop_front() else { return };
+            if let Err(error) = self.piece(piece) {
+                self.stop.store(true, Ordering::Relaxed);
+                held(&self.failed).get_or_insert(error);
+                return;
+            }
+        }
+    }
+
+    /// Fetches one piece, going on after cuts, and finishes the file if it was the last.
+    fn piece(&self, (index, start, end): Piece) -> Result<(), CheckpointError> {
+        let download = &self.downloads[index];
+        let Some(data) = held(&download.journal).as_ref().map(|journal| journal.data().to_owned()) else {
+            return Ok(());
+        };
+        let (mut at, mut attempt) = (start, 0);
+        while at < end {
+            let (reached, why, wait) = match self.client.range(&download.info, at, end) {
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(why, wait)) => (at, why, wait),
+                Ok(body) => match journal::copy(body, &data, at, end, |bytes| self.came(bytes)) {
+                    Ok(()) => break,
+                    Err(_) if self.stop.load(Ordering::Relaxed) => return Ok(()),
+                    Err((reached, error)) => (reached, format!("{}: {error}", download.info.name), None),
+                },
+            };
+            attempt = if reached > at { 1 } else { attempt + 1 };
+            at = reached;
+            if attempt >= ATTEMPTS {
+                return Err(refused(self.name, format!("{why}; start again, and it goes on from here")));
+            }
+            tracing::debug!(file = download.info.name, at, %why, "a connection broke; trying again");
+            self.pause(wait.unwrap_or(Duration::from_millis(250) * 2u32.pow(attempt)));
+        }
+        if let Some(journal) = held(&download.journal).as_mut() {
+            journal.finish(start).map_err(|source| CheckpointError::Read { path: data, source })?;
+        }
+        self.conclude(download)
+    }
+
+    fn came(&self, bytes: u64) -> bool {
+        self.meter.add(bytes);
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits, but not past the end of the whole.
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Checks a file whose pieces are all there, and gives it its name.
+    fn conclude(&self, download: &Download) -> Result<(), CheckpointError> {
+        let Some(journal) = held(&download.journal).take_if(|journal| journal.missing().is_empty()) else {
+            return Ok(());
+        };
+        self.meter.say(Phase::Verify);
+        let data = journal.data().to_owned();
+        let read = |source| CheckpointError::Read { path: data.clone(), source };
+        let FileInfo { name, etag, size, .. } = &download.info;
+        if !agrees(&data, etag, *size).map_err(read)? {
+            journal.discard().map_err(read)?;
+            let why = format!("the checksum of {name} does not agree; the damaged copy was deleted, fetch it again");
+            return Err(refused(self.name, why));
+        }
+        journal.keep(&download.blob).map_err(read)
+    }
+}
+
+/// Whether a file's bytes have the sum that its etag is: SHA-256 for large files, git's SHA-1 for small ones. Etags of other
+/// forms say nothing about the bytes.
+fn agrees(path: &Path, etag: &str, size: u64) -> std::io::Result<bool> {
+    if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(true);
+    }
+    match etag.len() {
+        64 => Ok(sum(path, sha2::Sha256::new())?.eq_ignore_ascii_case(etag)),
+        40 => {
+            let head = format!("blob {size}\0");
+            Ok(sum(path, sha1::Sha1::new().chain_update(head))?.eq_ignore_ascii_case(etag))
+        }
+        _ => Ok(true),
+    }
+}
+
+fn sum(path: &Path, mut state: impl Digest) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => break,
+            count => state.update(&block[..count]),
+        }
+    }
+    Ok(state.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Asks again while failures may pass.
+fn patiently<T>(name: &HubName, mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, CheckpointError> {
+    let mut attempt = 0;
+    loop {
+        match ask() {
+            Ok(value) => return Ok(value),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Passing(why, wait)) => {
+                attempt += 1;
+                if attempt >= 3 {
+                    return Err(refused(name, why));
+                }
+                std::thread::sleep(wait.unwrap_or(Duration::from_millis(250) * 2u32.pow(attempt)));
+            }
+        }
+    }
+}
+
+/// A lock's content. A worker that panicked has not left it half-changed: every critical section is one step.
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
