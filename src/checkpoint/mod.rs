@@ -162,11 +162,8 @@ fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
         Some(beside) => GenerationDefaults::from_json("generation_config.json", Some(&beside), &config, vocabulary)?,
         None => GenerationDefaults::from_json(&file, Some(&keys.generation(&tokens)?), &config, vocabulary)?,
     };
-    let tokenizer = if folder.has("tokenizer.json")? {
-        text::tokenizer(&folder)?
-    } else {
-        keys.tokenizer(tokens.clone())?
-    };
+    let tokenizer =
+        if folder.has("tokenizer.json")? { text::tokenizer(&folder)? } else { keys.tokenizer(tokens.clone())? };
     let mut chat = text::chat(&folder)?;
     if chat.template.is_none() {
         chat.template = keys.text("tokenizer.chat_template")?.map(str::to_owned);
