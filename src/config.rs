@@ -30,6 +30,8 @@ pub struct Config {
     pub device: Device,
     /// Type that the model's matrices are converted to; `None` keeps the one they are stored in.
     pub dtype: Option<NumberFormat>,
+    /// Quantization that the model's matrices are put into at load, such as `q8_0`; `None` keeps them as they are stored.
+    pub quantize: Option<String>,
     /// Threads of the computation; `None` is one per physical core.
     pub threads: Option<usize>,
     /// File with one API key per line.
@@ -79,6 +81,7 @@ impl Default for Config {
             model_aliases: Vec::new(),
             device: Device::Cpu,
             dtype: None,
+            quantize: None,
             threads: None,
             api_key_file: None,
             allow_unauthenticated: false,
@@ -371,13 +374,14 @@ impl Config {
 }
 
 /// Every key, in the order of `config/canvasd.toml`; a test keeps it equal to the fields of [`Config`].
-pub const KEYS: [&str; 25] = [
+pub const KEYS: [&str; 26] = [
     "host",
     "port",
     "model",
     "model_aliases",
     "device",
     "dtype",
+    "quantize",
     "threads",
     "api_key_file",
     "allow_unauthenticated",

@@ -155,6 +155,28 @@ impl Needs {
     }
 }
 
+impl Needs {
+    /// Refuses so much memory for keys and values beside the weights.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Memory`] with the numbers.
+    pub fn check_kv(&self, free: u64, kv: u64) -> Result<(), CheckpointError> {
+        let rest = self.weights.saturating_add(PROGRAM).saturating_add((self.canvas + PROMPT_ROWS) * self.row);
+        if rest.saturating_add(kv) <= free {
+            return Ok(());
+        }
+        Err(CheckpointError::Memory(format!(
+            "{} for keys and values, {} of weights and some {} for the work are more than the {} available; allow at most {} for keys \
+             and values (kv_memory)",
+            gib(kv),
+            gib(self.weights),
+            gib(rest - self.weights),
+            gib(free),
+            gib(free.saturating_sub(rest)),
+        )))
+    }
+}
+
 /// Bytes of a tensor in the form that products read: F16 is widened, everything else keeps its size.
 fn packed(stored: &Stored) -> u64 {
     match stored.element {

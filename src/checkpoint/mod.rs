@@ -136,6 +136,7 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
         file: "config.json".to_owned(),
         hint: "name a checkpoint folder in Hugging Face layout, or a .gguf file".to_owned(),
     })?;
+    refuse_foreign_blocks(folder, &config)?;
     let weights = safetensors::Safetensors::open(folder)?;
     let tokenizer = text::tokenizer(folder)?;
     let generation = folder.json("generation_config.json")?;
@@ -146,6 +147,30 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
     let config = Config::from_json(&config)?;
     let (tensors, weights) = (weights.table(), Box::new(weights));
     Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
+}
+
+/// Refuses weights that another program has quantized, by the name of the scheme.
+fn refuse_foreign_blocks(folder: &Folder, config: &serde_json::Value) -> Result<(), CheckpointError> {
+    let own = ["/quantization_config", "/text_config/quantization_config", "/quantization"];
+    let own = own.into_iter().find_map(|at| config.pointer(at).filter(|found| !found.is_null()).cloned());
+    let (file, scheme) = match own {
+        Some(own) => ("config.json", own),
+        None => match folder.json("hf_quant_config.json")? {
+            Some(beside) => ("hf_quant_config.json", beside.get("quantization").cloned().unwrap_or(beside)),
+            None => return Ok(()),
+        },
+    };
+    let words =
+        ["quant_method", "quant_algo", "format", "bits"].into_iter().filter_map(|key| match scheme.get(key)? {
+            serde_json::Value::String(text) => Some(error::shown(text)),
+            serde_json::Value::Number(bits) => Some(format!("{bits} bits")),
+            _ => None,
+        });
+    let words: Vec<String> = words.collect();
+    let name = if words.is_empty() { "an unnamed scheme".to_owned() } else { words.join(", ") };
+    let instead =
+        "use the bfloat16 checkpoint (--quantize q8_0 or q4_k_m makes it smaller while loading) or a GGUF file";
+    Err(CheckpointError::unsupported(file, format!("the weights are quantized ({name}), which is not read; {instead}")))
 }
 
 /// Opens a GGUF file. Tokenizer, template and sampling files that lie beside it win over what it holds itself.

@@ -147,3 +147,29 @@ fn a_file_that_cannot_be_written_leaves_nothing() {
     let error = demo.write_gguf(Quantization::Q8_0, Path::new("/nowhere/x.gguf"), &|_, _| ()).unwrap_err();
     assert!(error.to_string().starts_with("cannot write /nowhere/x.gguf"), "{error}");
 }
+
+#[test]
+fn foreign_quantizations_are_named() {
+    let config: serde_json::Value = serde_json::from_slice(demo::FILES[0].1).unwrap();
+    for (key, scheme, named) in [
+        (
+            "quantization_config",
+            r#"{"quant_method": "compressed-tensors", "format": "float-quantized"}"#,
+            "compressed-tensors, float-quantized",
+        ),
+        ("quantization_config", r#"{"quant_method": "modelopt", "quant_algo": "NVFP4"}"#, "modelopt, NVFP4"),
+        ("quantization", r#"{"group_size": 64, "bits": 4}"#, "4 bits"),
+        ("quantization_config", "{}", "an unnamed scheme"),
+    ] {
+        let folder = copied(&["config.json"]);
+        let mut config = config.clone();
+        config[key] = serde_json::from_str(scheme).unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = open(&Source::Folder(folder.path().to_owned())).unwrap_err().to_string();
+        assert!(error.contains(&format!("({named})")) && error.contains("bfloat16"), "{error}");
+    }
+    let folder = copied(&[]);
+    std::fs::write(folder.path().join("hf_quant_config.json"), r#"{"quantization": {"quant_algo": "FP8"}}"#).unwrap();
+    let error = open(&Source::Folder(folder.path().to_owned())).unwrap_err().to_string();
+    assert!(error.starts_with("hf_quant_config.json: ") && error.contains("(FP8)"), "{error}");
+}

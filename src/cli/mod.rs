@@ -5,12 +5,14 @@
 
 mod bench;
 mod error;
+mod fetch;
 mod generate;
 mod health;
+mod inspect;
 mod listen;
-mod memory;
 mod openapi;
 mod options;
+mod quantize;
 mod screen;
 mod serve;
 mod signals;
@@ -27,6 +29,7 @@ const EXAMPLES: &str = "\
 Examples:
   canvasd serve                                  serve the small model inside the program on 127.0.0.1:8000
   canvasd serve --model /models/diffusiongemma   serve a checkpoint in Hugging Face layout
+  canvasd serve --model owner/name:Q4_K_M        serve a GGUF file of a repository on the model hub
   canvasd generate \"Tell me a story.\"            watch the canvas settle on the terminal
   echo \"What is the capital of France?\" | canvasd generate > answer.txt
 
@@ -60,6 +63,12 @@ enum Command {
     Generate(generate::Arguments),
     /// Measure speed: a sweep over the number of requests at once, in this process or against a server.
     Bench(bench::Arguments),
+    /// Download a model from the hub ahead of time, or go on with a download that was cut off.
+    Fetch(fetch::Arguments),
+    /// Say what a checkpoint is, and what memory it takes.
+    Inspect(inspect::Arguments),
+    /// Write a smaller version of a checkpoint as a GGUF file.
+    Quantize(quantize::Arguments),
     /// Print the OpenAPI document of the server.
     Openapi,
     /// Ask a running server whether it is well (for container health checks).
@@ -72,6 +81,9 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Fetch(arguments) => fetch::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Openapi => openapi::run(),
         Command::Health(arguments) => health::run(arguments),
     };

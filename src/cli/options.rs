@@ -14,7 +14,8 @@ pub struct ModelOptions {
     #[arg(long, value_name = "FILE", env = "CANVASD_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Folder in Hugging Face layout or .gguf file [default: the small model inside the program].
+    /// Folder in Hugging Face layout, .gguf file, or a name on the hub (owner/name, owner/name@revision, owner/name:Q4_K_M)
+    /// [default: the small model inside the program].
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
 
@@ -25,6 +26,10 @@ pub struct ModelOptions {
     /// Convert the model's matrices to f32 or bf16 [default: as they are stored].
     #[arg(long, value_name = "FORMAT")]
     pub dtype: Option<String>,
+
+    /// Put the model's matrices into blocks while loading, to save memory: q8_0, q6_k, q5_k_m, q4_k_m, q5_k, q4_k, q5_0, q4_0.
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<String>,
 
     /// Threads that compute [default: one per physical core].
     #[arg(long, short, value_name = "N")]
@@ -42,6 +47,7 @@ impl ModelOptions {
         push(&mut flags, "model", &self.model);
         push(&mut flags, "device", &self.device);
         push(&mut flags, "dtype", &self.dtype);
+        push(&mut flags, "quantize", &self.quantize);
         push(&mut flags, "threads", &self.threads);
         push(&mut flags, "log", &self.log);
         flags

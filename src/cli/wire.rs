@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{CliError, memory};
-use crate::checkpoint::{self, GenerationDefaults, Source};
+use super::CliError;
+use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
 use crate::config::{Config, Device, NumberFormat};
 use crate::diffusion::Sampler;
 use crate::model::{DeviceChoice, DiffusionGemma, LoadOptions, WeightType};
@@ -53,7 +53,9 @@ pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), 
     // candle's own products run on rayon's pool, which takes its size from here once; a second model in one process
     // (never in the program itself) keeps the first one's.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    let checkpoint = checkpoint::open(&Source::parse(config.model.as_deref())?)?;
+    let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
+    let checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
+    check_memory(config, &checkpoint)?;
     let options = LoadOptions { device: device(config.device), dtype: config.dtype.map(dtype), threads };
     let name = checkpoint.id;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options)
@@ -67,6 +69,27 @@ pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), 
         add_bos: None,
     };
     Ok((model, Parts { name, text, sampler: sampler(&checkpoint.generation) }))
+}
+
+/// The checkpoint, its matrices to be put into blocks if that was asked for.
+pub fn quantized(checkpoint: Checkpoint, scheme: Option<&str>) -> Result<Checkpoint, CliError> {
+    match scheme {
+        None => Ok(checkpoint),
+        Some(scheme) => Ok(checkpoint.quantized(scheme.parse::<Quantization>().map_err(CliError::Usage)?)?),
+    }
+}
+
+/// Refuses a model that this machine cannot hold, before any of it is read: with one modest request at least, and with the
+/// memory for keys and values that was configured.
+fn check_memory(config: &Config, checkpoint: &Checkpoint) -> Result<(), CliError> {
+    const MODEST: usize = 2048;
+    let (Device::Cpu, Some(free)) = (config.device, checkpoint::available()) else { return Ok(()) };
+    let needs = checkpoint.needs();
+    needs.check(free, MODEST.min(needs.context), 1)?;
+    if let Some(bytes) = config.kv_memory {
+        needs.check_kv(free, bytes.0)?;
+    }
+    Ok(())
 }
 
 /// Threads that compute: as configured, or one per physical core that this process may use. A second hardware thread
@@ -103,7 +126,7 @@ fn sampler(defaults: &GenerationDefaults) -> Sampler {
 }
 
 fn settings(config: &Config, limits: &Limits) -> Settings {
-    let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, memory::available()), |bytes| bytes.0);
+    let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, checkpoint::available()), |bytes| bytes.0);
     Settings {
         encode_rows: config.encode_rows,
         max_rows_per_pass: config.max_rows_per_pass,
@@ -116,12 +139,16 @@ fn settings(config: &Config, limits: &Limits) -> Settings {
     }
 }
 
-/// Memory for keys and values where none is configured: a quarter of what is free, but not more than the most
-/// requests that may run could ever fill, twice (once for themselves, once for prefixes worth keeping).
+/// Memory for keys and values where none is configured: half of what is free once the weights are loaded, but not more than
+/// the most requests that may run could ever fill, twice (once for themselves, once for prefixes worth keeping).
 fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
-    let pages = limits.context.div_ceil(limits.page_tokens.max(1)) as u64;
-    let one = pages.saturating_mul(limits.full_page_bytes.saturating_add(limits.sliding_page_bytes));
+    let page = limits.page_tokens.max(1);
+    let full = limits.context.div_ceil(page);
+    // Sliding layers give pages back that fell out of the window.
+    let sliding = full.min((limits.window + limits.canvas).div_ceil(page) + 2);
+    let pages = |count: usize, bytes: u64| (count as u64).saturating_mul(bytes);
+    let one = pages(full, limits.full_page_bytes).saturating_add(pages(sliding, limits.sliding_page_bytes));
     let all = one.saturating_mul(config.max_running as u64).saturating_mul(2);
-    // Where the system does not tell, a modest machine is assumed. One request at full length must always fit.
-    (free.unwrap_or(4 << 30) / 4).min(all).max(one)
+    // Where the system does not tell, a modest machine is assumed.
+    (free.unwrap_or(4 << 30) / 2).min(all)
 }
