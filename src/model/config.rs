@@ -282,7 +282,7 @@ fn attention(
         if head_dim % 2 != 0 {
             return Err(text.invalid("head_dim", "the head width of every layer must be even"));
         }
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(
                 text.invalid("num_attention_heads", "it must be a multiple of every layer's number of key/value heads")
             );
