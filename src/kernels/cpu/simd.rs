@@ -94,6 +94,20 @@ pub(super) trait Simd: Copy {
     /// They must be readable.
     unsafe fn load_signed(self, from: *const i8) -> Self::V;
 
+    /// Turns 16 by 16 floats: `to[c · 32 + r] = from[r · 32 + c]`.
+    ///
+    /// # Safety
+    /// 16 rows of 16 must be readable and writable; they must not overlap.
+    #[inline(always)]
+    unsafe fn turn(self, from: *const f32, to: *mut f32) {
+        for r in 0..16 {
+            for c in 0..16 {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(c * 32 + r) = *from.add(r * 32 + c) };
+            }
+        }
+    }
+
     /// All lanes added: halves folded onto each other, the same order every time.
     #[inline(always)]
     fn sum(self, a: Self::V) -> f32 {

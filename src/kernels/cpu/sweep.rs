@@ -117,6 +117,7 @@ struct Job<'a> {
     hidden: &'a [f32],
     table: &'a PackedMatrix,
     sweep: &'a Sweep<'a>,
+    hints: &'a [u32],
     /// Panels per tile.
     panels: usize,
 }
@@ -131,6 +132,21 @@ impl Cpu {
         sweep: &Sweep<'_>,
         soft: Option<&mut [f32]>,
     ) -> Result<Vec<Statistics>, KernelError> {
+        self.sweep_from(hidden, table, sweep, &[], soft)
+    }
+
+    /// The same with a guess per row at its most likely token, such as the canvas's own: whatever is negligible beside
+    /// the guess is left out of the soft embedding from the first tile on, instead of from the best one's tile. A good
+    /// guess on peaked rows saves most of the soft embedding's work; a bad one costs nothing. `hints` is empty or has
+    /// one token per row.
+    pub fn sweep_from(
+        &self,
+        hidden: &[f32],
+        table: &PackedMatrix,
+        sweep: &Sweep<'_>,
+        hints: &[u32],
+        soft: Option<&mut [f32]>,
+    ) -> Result<Vec<Statistics>, KernelError> {
         let width = table.inputs();
         let plain = usize::from(table.columns() == Columns::Plain);
         KernelError::expect("plain matrices as vocabulary table", 1, plain)?;
@@ -140,11 +156,17 @@ impl Cpu {
         for head in sweep.heads {
             head.check(table.outputs())?;
         }
+        if !hints.is_empty() {
+            KernelError::expect("guesses", rows, hints.len())?;
+        }
+        for &hint in hints {
+            KernelError::below("guessed token", hint as usize, table.outputs())?;
+        }
         if let Some(soft) = &soft {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels());
-        let job = Job { path: self.checked(), operand: self.operand(table), hidden, table, sweep, panels };
+        let job = Job { path: self.checked(), operand: self.operand(table), hidden, table, sweep, hints, panels };
         let soft = soft.map(Shared::new);
         let group = rows.div_ceil(self.threads()).clamp(1, GROUP);
         let mut results: Vec<Vec<Statistics>> = vec![Vec::new(); rows.div_ceil(group)];
@@ -184,6 +206,11 @@ impl Job<'_> {
         operand.pack(rows.len(), width, |i| &self.hidden[(rows.start + i) * width..][..width], &mut packed);
         let packed = PackedRows { operand, data: &packed, rows: rows.len(), k: width };
         let mut states = self.states(rows.clone());
+        for (state, row) in states.iter_mut().zip(rows.clone()) {
+            if let Some(&hint) = self.hints.get(row) {
+                state.refer(self.guess(hint, &self.hidden[row * width..][..width], state.head));
+            }
+        }
         let mut accumulator = soft.as_ref().map(|_| Soft::new(self.path, rows.len(), width));
         let stride = self.panels * PANEL;
         let mut logits = Scratch::take(rows.len() * stride);
@@ -199,8 +226,12 @@ impl Job<'_> {
                 let watch = self.sweep.watch.map(|watch| (watch, rows.start + row));
                 state.finite &= self.finish_logits(z, &tile, head, watch);
                 let factor = state.meet(z, tile.start as u32);
-                let spread: Spread =
-                    self.path.run(Weigh { z, max: state.max, cut: self.sweep.negligible, draw: state.draw_factor });
+                let spread: Spread = self.path.run(Weigh {
+                    z,
+                    max: state.reference,
+                    cut: self.sweep.negligible,
+                    draw: state.draw_factor,
+                });
                 state.add(spread);
                 if let (Some(accumulator), true) = (&mut accumulator, factor != 1.0) {
                     accumulator.scale(row, factor);
@@ -229,6 +260,26 @@ impl Job<'_> {
             start += head.rows;
         }
         states
+    }
+
+    /// z of the entries of some panels for one row, to the same bits as in the sweep.
+    fn logits(&self, panels: Range<usize>, hidden: &[f32], head: usize) -> Scratch {
+        let entries = panels.start * PANEL..self.table.outputs().min(panels.end * PANEL);
+        let k = hidden.len();
+        let mut packed = Scratch::take(self.operand.width(k));
+        self.operand.pack(1, k, |_| hidden, &mut packed);
+        let row = PackedRows { operand: self.operand, data: &packed, rows: 1, k };
+        let mut z = Scratch::take(panels.len() * PANEL);
+        // SAFETY: `z` belongs to this call and holds whole panels.
+        unsafe { row.times(self.table, panels.clone(), z.as_mut_ptr(), panels.len() * PANEL) };
+        self.finish_logits(&mut z, &entries, &self.sweep.heads[head], None);
+        z
+    }
+
+    /// z of one token for one row.
+    fn guess(&self, token: u32, hidden: &[f32], head: usize) -> f32 {
+        let panel = token as usize / PANEL;
+        self.logits(panel..panel + 1, hidden, head)[token as usize % PANEL]
     }
 
     /// Turns products into z: softcap, bias, temperature; padding becomes impossible. False where a product is not

@@ -138,4 +138,36 @@ impl Simd for Avx512 {
     unsafe fn load_signed(self, from: *const i8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
+    #[inline(always)]
+    unsafe fn turn(self, from: *const f32, to: *mut f32) {
+        unsafe {
+            let mut x = [_mm512_setzero_ps(); 16];
+            for (r, x) in x.iter_mut().enumerate() {
+                *x = _mm512_loadu_ps(from.add(r * 32));
+            }
+            // Pairs, then fours inside each 128-bit part: y[4i + j] holds column j of every part, rows 4i … 4i + 3.
+            let mut y = [_mm512_setzero_ps(); 16];
+            for i in 0..4 {
+                let low = _mm512_unpacklo_ps(x[4 * i], x[4 * i + 1]);
+                let high = _mm512_unpackhi_ps(x[4 * i], x[4 * i + 1]);
+                let next_low = _mm512_unpacklo_ps(x[4 * i + 2], x[4 * i + 3]);
+                let next_high = _mm512_unpackhi_ps(x[4 * i + 2], x[4 * i + 3]);
+                y[4 * i] = _mm512_shuffle_ps::<0x44>(low, next_low);
+                y[4 * i + 1] = _mm512_shuffle_ps::<0xee>(low, next_low);
+                y[4 * i + 2] = _mm512_shuffle_ps::<0x44>(high, next_high);
+                y[4 * i + 3] = _mm512_shuffle_ps::<0xee>(high, next_high);
+            }
+            // A 4 by 4 turn of the 128-bit parts.
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(y[j], y[4 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(y[j], y[4 + j]);
+                let next_even = _mm512_shuffle_f32x4::<0x88>(y[8 + j], y[12 + j]);
+                let next_odd = _mm512_shuffle_f32x4::<0xdd>(y[8 + j], y[12 + j]);
+                _mm512_storeu_ps(to.add(j * 32), _mm512_shuffle_f32x4::<0x88>(even, next_even));
+                _mm512_storeu_ps(to.add((4 + j) * 32), _mm512_shuffle_f32x4::<0x88>(odd, next_odd));
+                _mm512_storeu_ps(to.add((8 + j) * 32), _mm512_shuffle_f32x4::<0xdd>(even, next_even));
+                _mm512_storeu_ps(to.add((12 + j) * 32), _mm512_shuffle_f32x4::<0xdd>(odd, next_odd));
+            }
+        }
+    }
 }

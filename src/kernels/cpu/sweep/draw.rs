@@ -1,10 +1,6 @@
 //! The end of a sweep: entropies, and the token that a row's uniform number picks.
 
-use super::{
-    super::{memory::Scratch, pack::PANEL, product::PackedRows},
-    Candidate, Draw, Job, Statistics,
-    state::RowState,
-};
+use super::{super::pack::PANEL, Candidate, Draw, Job, Statistics, state::RowState};
 
 impl Job<'_> {
     /// A row's results.
@@ -52,14 +48,7 @@ impl Job<'_> {
         let Some(tile) = chosen else { return state.argmax };
         let panels = tile * self.panels..self.table.panels().min((tile + 1) * self.panels);
         let entries = panels.start * PANEL..self.table.outputs().min(panels.end * PANEL);
-        let mut z = Scratch::take(panels.len() * PANEL);
-        let k = hidden.len();
-        let mut packed = Scratch::take(self.operand.width(k));
-        self.operand.pack(1, k, |_| hidden, &mut packed);
-        let row = PackedRows { operand: self.operand, data: &packed, rows: 1, k };
-        // SAFETY: `z` belongs to this call and holds whole panels.
-        unsafe { row.times(self.table, panels.clone(), z.as_mut_ptr(), panels.len() * PANEL) };
-        self.finish_logits(&mut z, &entries, &self.sweep.heads[state.head], None);
+        let z = self.logits(panels, hidden, state.head);
         let mut last = state.argmax;
         for (i, &z) in z[..entries.len()].iter().enumerate() {
             let mass = (f64::from(factor) * (f64::from(z) - f64::from(state.max))).exp();

@@ -5,8 +5,9 @@ use std::ops::Range;
 use super::super::{
     memory::Scratch,
     pack::{DEPTH, PANEL, PackedMatrix},
-    path::Checked,
+    path::{Checked, Task},
     product::row_block,
+    simd::Simd,
     tile::{Start, Tile},
 };
 
@@ -52,43 +53,42 @@ impl Soft {
         let mut used = vec![false; panels.len()];
         let mut blocks = Vec::with_capacity(self.rows.div_ceil(most));
         for index in 0..self.rows.div_ceil(most) {
-            let rows = row_block(self.rows, most, index);
-            let present = Present::new(rows, count, weights, weight_stride);
-            for &entry in &present.entries {
-                used[entry as usize / PANEL] = true;
-            }
-            if !present.entries.is_empty() {
-                blocks.push(present);
-            }
+            Present::find(row_block(self.rows, most, index), count, weights, weight_stride, &mut blocks);
+        }
+        for &entry in blocks.iter().flat_map(|block: &Present| &block.entries) {
+            used[entry as usize / PANEL] = true;
         }
         if blocks.is_empty() {
             return;
         }
         let mut scratch = Scratch::take(DEPTH * PANEL);
+        // Blocks of 32 columns, each `[entries, 32]`, so that a tile reads memory straight through.
         let mut turned = Scratch::take(count * DEPTH);
         for from in (0..self.width).step_by(DEPTH) {
             let depth = DEPTH.min(self.width - from);
             for (index, _) in used.iter().enumerate().filter(|(_, used)| **used) {
                 let piece = table.piece(self.path, panels.start + index, from, depth, &mut scratch);
-                turn(piece, &mut turned[index * PANEL * DEPTH..][..PANEL * DEPTH]);
+                self.path.run(Turn { piece, depth, first: index * PANEL, count, to: &mut turned });
             }
             for block in &blocks {
-                // SAFETY: entries lie inside `turned` (`[count, DEPTH]`), and rows of the sums are padded to whole
-                // vectors.
-                unsafe {
-                    self.path.tile(&Tile {
-                        rows: block.rows.len(),
-                        columns: depth.next_multiple_of(16),
-                        k: block.entries.len(),
-                        a: block.weights.as_ptr(),
-                        a_stride: block.rows.len(),
-                        b: turned.as_ptr(),
-                        b_stride: DEPTH,
-                        index: block.entries.as_ptr(),
-                        c: self.sums[block.rows.start * self.stride + from..].as_mut_ptr(),
-                        c_stride: self.stride,
-                        start: Start::Add,
-                    });
+                for column in (0..depth).step_by(PANEL) {
+                    // SAFETY: entries lie inside their block of `turned`, and rows of the sums are padded to whole
+                    // vectors.
+                    unsafe {
+                        self.path.tile(&Tile {
+                            rows: block.rows.len(),
+                            columns: PANEL.min((depth - column).next_multiple_of(16)),
+                            k: block.entries.len(),
+                            a: block.weights.as_ptr(),
+                            a_stride: block.rows.len(),
+                            b: turned[column * count..].as_ptr(),
+                            b_stride: PANEL,
+                            index: block.entries.as_ptr(),
+                            c: self.sums[block.rows.start * self.stride + from + column..].as_mut_ptr(),
+                            c_stride: self.stride,
+                            start: Start::Add,
+                        });
+                    }
                 }
             }
         }
@@ -103,24 +103,76 @@ impl Soft {
 }
 
 impl Present {
-    fn new(rows: Range<usize>, count: usize, weights: &[f32], stride: usize) -> Present {
-        let mut present = Present { rows: rows.clone(), entries: Vec::new(), weights: Vec::new() };
-        for entry in 0..count {
-            // Written so that a weight which is not a number counts as present.
-            if rows.clone().any(|row| weights[row * stride + entry] != 0.0) {
-                present.entries.push(entry as u32);
-                present.weights.extend(rows.clone().map(|row| weights[row * stride + entry]));
+    /// Finds what is present for `rows`: together, or row by row where rows of few entries have few in common.
+    fn find(rows: Range<usize>, count: usize, weights: &[f32], stride: usize, found: &mut Vec<Present>) {
+        // Written so that a weight which is not a number counts as present.
+        let present = |row: usize, entry: usize| weights[row * stride + entry] != 0.0;
+        let mut any = vec![false; count];
+        let mut total = 0;
+        for row in rows.clone() {
+            for (entry, any) in any.iter_mut().enumerate() {
+                *any |= present(row, entry);
+                total += usize::from(present(row, entry));
             }
         }
-        present
+        let union = any.iter().filter(|any| **any).count();
+        if union == 0 {
+            return;
+        }
+        // A tile of one row costs about twice as much per term as a tile of many.
+        if 2 * total < union * rows.len() {
+            for row in rows {
+                let entries: Vec<u32> =
+                    (0..count).filter(|&entry| present(row, entry)).map(|entry| entry as u32).collect();
+                if !entries.is_empty() {
+                    found.push(Present::new(row..row + 1, entries, weights, stride));
+                }
+            }
+        } else {
+            let entries = (0..count).filter(|&entry| any[entry]).map(|entry| entry as u32).collect();
+            found.push(Present::new(rows, entries, weights, stride));
+        }
+    }
+
+    fn new(rows: Range<usize>, entries: Vec<u32>, weights: &[f32], stride: usize) -> Present {
+        let weights = entries
+            .iter()
+            .flat_map(|&entry| rows.clone().map(move |row| weights[row * stride + entry as usize]))
+            .collect();
+        Present { rows, entries, weights }
     }
 }
 
-/// `[depth, 32]` to `[32, DEPTH]`.
-fn turn(piece: &[f32], to: &mut [f32]) {
-    for (k, columns) in piece.chunks_exact(PANEL).enumerate() {
-        for (lane, &value) in columns.iter().enumerate() {
-            to[lane * DEPTH + k] = value;
+/// Turns a piece `[depth, 32]` of the table into entries `first .. first + 32` of blocks of 32 columns,
+/// `[depth / 32, count, 32]`.
+struct Turn<'a> {
+    piece: &'a [f32],
+    depth: usize,
+    first: usize,
+    count: usize,
+    to: &'a mut [f32],
+}
+
+impl Task for Turn<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Turn { piece, depth, first, count, to } = self;
+        let place = |k: usize, lane: usize| (k / PANEL * count + first + lane) * PANEL + k % PANEL;
+        assert!(
+            piece.len() >= depth * PANEL && to.len() >= depth.next_multiple_of(PANEL) * count && first + PANEL <= count
+        );
+        let whole = depth / 16 * 16;
+        for k in (0..whole).step_by(16) {
+            for lane in [0, 16] {
+                // SAFETY: sixteen rows of the piece from k on, to sixteen entries of one block; checked above.
+                unsafe { s.turn(piece.as_ptr().add(k * PANEL + lane), to.as_mut_ptr().add(place(k, lane))) };
+            }
+        }
+        for k in whole..depth {
+            for lane in 0..PANEL {
+                to[place(k, lane)] = piece[k * PANEL + lane];
+            }
         }
     }
 }

@@ -16,9 +16,11 @@ pub(super) struct RowState {
     pub finite: bool,
     pub argmax: u32,
     pub max: f32,
-    /// `Σ exp(z − max)`.
+    /// What sums are relative to: the largest z so far or guessed, in the end the largest.
+    pub reference: f32,
+    /// `Σ exp(z − reference)`.
     pub sum: f64,
-    /// `Σ (max − z)·exp(z − max)`: entropy is `ln sum + spread / sum`, without cancellation.
+    /// `Σ (reference − z)·exp(z − reference)`: entropy is `ln sum + spread / sum`, without cancellation.
     pub spread: f64,
     /// The best candidates, best first.
     pub top: Vec<Candidate>,
@@ -26,7 +28,7 @@ pub(super) struct RowState {
     keep: usize,
     /// `1 / draw temperature` where a mass per tile is needed for the draw.
     pub draw_factor: Option<f32>,
-    /// Per tile: its mass for the draw, and the maximum it is relative to.
+    /// Per tile: its mass for the draw, and the reference it is relative to.
     pub masses: Vec<(f32, f32)>,
     pub uniform: f32,
 }
@@ -50,6 +52,7 @@ impl RowState {
             finite: true,
             argmax: 0,
             max: f32::NEG_INFINITY,
+            reference: f32::NEG_INFINITY,
             sum: 0.0,
             spread: 0.0,
             top: Vec::with_capacity(keep + 1),
@@ -77,8 +80,18 @@ impl RowState {
         }
         let at = z.iter().position(|&value| value == largest).unwrap_or(0);
         self.argmax = first + at as u32;
-        let step = f64::from(largest) - f64::from(self.max);
         self.max = largest;
+        self.refer(largest)
+    }
+
+    /// Makes sums relative to `z` if that is larger than what they were relative to. Gives the factor by which they
+    /// shrink.
+    pub(super) fn refer(&mut self, z: f32) -> f32 {
+        if z.is_nan() || z <= self.reference {
+            return 1.0;
+        }
+        let step = f64::from(z) - f64::from(self.reference);
+        self.reference = z;
         let factor = (-step).exp();
         if self.sum > 0.0 {
             self.spread = (self.spread + step * self.sum) * factor;
@@ -106,7 +119,7 @@ impl RowState {
         self.sum += f64::from(tile.sum);
         self.spread += f64::from(tile.spread);
         if self.draw_factor.is_some() {
-            self.masses.push((tile.draw, self.max));
+            self.masses.push((tile.draw, self.reference));
         }
     }
 }

@@ -178,6 +178,33 @@ fn every_logit_can_be_watched() {
 }
 
 #[test]
+fn a_guess_changes_nothing_but_the_work() {
+    let case = Case::new(9, 500, 40, 6.0);
+    for cpu in cpus(2) {
+        let head = case.head(0.6, Draw::Scaled { temperature: 1.3, top_p: 1.0 });
+        let heads = [head];
+        let (plain_rows, _) = case.run(&cpu, 96, &heads);
+        let table = plain(&cpu, 500, 40, &case.table);
+        let sweep = Sweep { softcap: case.cap, tile: 96, negligible: 28.0, heads: &heads, watch: None };
+        let best: Vec<u32> = plain_rows.iter().map(|row| row.argmax).collect();
+        let other: Vec<u32> = (0..9).map(|row| row * 50).collect();
+        for hints in [best, other] {
+            let mut soft = vec![0.0; case.hidden.len()];
+            let rows = cpu.sweep_from(&case.hidden, &table, &sweep, &hints, Some(&mut soft)).unwrap();
+            for (row, (found, soft)) in rows.iter().zip(soft.chunks(40)).enumerate() {
+                case.check(row, &head, found, soft);
+                assert_eq!(
+                    (found.argmax, found.max, &found.top),
+                    (plain_rows[row].argmax, plain_rows[row].max, &plain_rows[row].top)
+                );
+            }
+        }
+        assert!(cpu.sweep_from(&case.hidden, &table, &sweep, &[500; 9], None).is_err());
+        assert!(cpu.sweep_from(&case.hidden, &table, &sweep, &[1], None).is_err());
+    }
+}
+
+#[test]
 fn equal_logits_give_the_lowest_id() {
     let mut case = Case::new(2, 300, 16, 1.0);
     let best = case.hidden[..16].iter().map(|x| x * 3.0).collect::<Vec<_>>();
