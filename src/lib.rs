@@ -18,6 +18,8 @@
 //! | [`cli`] | wires the rooms together | all |
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+// A binary's documentation is read by those who work on it, and is built with its private items.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod api;
 pub mod checkpoint;
