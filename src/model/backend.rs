@@ -2,15 +2,19 @@
 //!
 //! Activations are f32 tensors `[rows, width]` everywhere; weights keep the type they are stored in.
 
-use candle_core::{DType, Device, Result, Tensor};
+use std::sync::Arc;
 
-use super::weights::RawTensor;
-use crate::kernels::ElementType;
+use candle_core::{DType, Device, Error, Result, Storage, Tensor};
+
+use crate::kernels::cpu::Cpu;
+use crate::kernels::{ElementType, KernelError};
 
 /// The device, and the choice between kernels and twins.
 #[derive(Clone)]
 pub(super) struct Backend {
     pub device: Device,
+    /// Our kernels; `None` where twins compute.
+    pub cpu: Option<Arc<Cpu>>,
 }
 
 impl Backend {
@@ -35,17 +39,22 @@ pub(super) fn plain(element: ElementType) -> Option<DType> {
     }
 }
 
-/// Every number of a plain tensor as f32, exactly.
-pub(super) fn widen(raw: &RawTensor<'_>) -> Option<Vec<f32>> {
-    let two = |decode: fn([u8; 2]) -> f32| raw.bytes.chunks_exact(2).map(|c| decode([c[0], c[1]])).collect();
-    match raw.element {
-        ElementType::F32 => {
-            Some(raw.bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect())
-        }
-        ElementType::F16 => Some(two(|b| half::f16::from_le_bytes(b).to_f32())),
-        ElementType::Bf16 => Some(two(|b| half::bf16::from_le_bytes(b).to_f32())),
-        _ => None,
+/// Lets `read` look at the numbers of a contiguous f32 tensor on the CPU.
+pub(super) fn numbers<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("a tensor that is not contiguous") };
+    match &*storage {
+        Storage::Cpu(storage) => match storage.as_slice::<f32>()?.get(start..end) {
+            Some(slice) => read(slice),
+            None => candle_core::bail!("a tensor that exceeds its storage"),
+        },
+        _ => candle_core::bail!("a tensor that is not on the CPU"),
     }
+}
+
+/// A kernel's refusal as a candle error.
+pub(super) fn kernel(error: KernelError) -> Error {
+    Error::wrap(error)
 }
 
 /// `x · wᵀ` in f32: x `[rows, in]`, w `[out, in]` in its stored type.

@@ -62,7 +62,7 @@ impl DiffusionGemma {
 
     pub(super) fn new(config: &Config, backend: Backend, parts: Parts) -> DiffusionGemma {
         DiffusionGemma {
-            limits: limits(config, &parts),
+            limits: limits(config, &backend, &parts),
             slides: config.count(LayerKind::Sliding) > 0,
             hidden: config.hidden,
             backend,
@@ -118,10 +118,10 @@ impl DiffusionGemma {
         super::backend::host(&rows).map_err(device)
     }
 
-    /// Keys and values that a layer holds in some rows of its pool, each `[rows, kv_heads, head_dim]`.
-    pub(super) fn pool_rows(&self, layer: usize, rows: Vec<usize>) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
+    /// Key and value that a layer holds in a row of its pool, each `[kv_heads, head_dim]`.
+    pub(super) fn pool_row(&self, layer: usize, row: usize) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
         let pool = self.reserved()?.pools.get(layer).ok_or_else(|| EngineError::Capacity("no such layer".into()))?;
-        pool.rows(&self.backend, rows).map_err(device)
+        pool.row(row).map_err(device)
     }
 
     fn reserved(&self) -> Result<&Reserved, EngineError> {
@@ -314,12 +314,11 @@ impl Forward<'_> {
     }
 }
 
-fn limits(config: &Config, parts: &Parts) -> Limits {
+fn limits(config: &Config, backend: &Backend, parts: &Parts) -> Limits {
     const F32: u64 = 4;
     let page_bytes = |kind| {
         let attention = config.attention(kind);
-        let numbers = 2 * PAGE_TOKENS * attention.kv_heads * attention.head_dim * config.count(kind);
-        numbers as u64 * F32
+        (KvPool::page_bytes(backend, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
     };
     Limits {
         canvas: config.canvas,

@@ -1,10 +1,13 @@
 //! The mixture branch: the router, and the opaque grouped product of the experts.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
-use super::backend::{Backend, host, product};
+use super::backend::{Backend, host, kernel, numbers, product};
 use super::linear::{Linear, gated};
 use super::norm::RmsNorm;
+use crate::kernels::cpu::{self, Cpu};
 
 /// Which experts each row goes to.
 pub(super) struct Routing {
@@ -65,6 +68,8 @@ impl Router {
 
 /// All experts of one layer.
 pub(super) enum Experts {
+    /// Our kernels.
+    Own(Arc<Cpu>, cpu::Experts),
     /// Plain candle operations: `gate_up [2·intermediate, hidden]` and `down [hidden, intermediate]` per expert. Kept
     /// apart because a product with a slice of a stacked tensor would convert the whole stack on the CPU.
     Twin(Vec<(Tensor, Tensor)>),
@@ -74,9 +79,17 @@ impl Experts {
     /// `Σ weight · expert(row)`, summed by rank: `[rows, hidden]` to the same.
     pub fn forward(&self, backend: &Backend, x: &Tensor, routing: &Routing) -> Result<Tensor> {
         match self {
+            Experts::Own(cpu, experts) => own(cpu, experts, x, routing),
             Experts::Twin(experts) => twin(backend, experts, x, routing),
         }
     }
+}
+
+fn own(cpu: &Cpu, experts: &cpu::Experts, x: &Tensor, routing: &Routing) -> Result<Tensor> {
+    let mut out = vec![0.0; x.elem_count()];
+    let routing = cpu::Routing { experts: &routing.experts, weights: &routing.weights, top_k: routing.top_k };
+    numbers(x, |x| cpu.experts(x, routing, experts, &mut out).map_err(kernel))?;
+    Tensor::from_vec(out, x.shape(), x.device())
 }
 
 fn twin(backend: &Backend, experts: &[(Tensor, Tensor)], x: &Tensor, routing: &Routing) -> Result<Tensor> {

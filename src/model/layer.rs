@@ -70,8 +70,8 @@ impl Layer {
             Some(v) => self.v_norm.forward(&v.forward(&y)?.reshape((rows, self.kv_heads, self.head_dim))?)?,
             None => self.v_norm.forward(&k)?,
         };
-        let k = context.angles.rotate(&self.k_norm.forward(&k)?)?;
-        pool.write(self.kind, context.plan, &k, &v)?;
+        let k = self.k_norm.rotated(&k, context.angles)?;
+        pool.write(context.backend, self.kind, context.plan, &k, &v)?;
 
         let first = context.first_wanted;
         if first == rows {
@@ -82,7 +82,7 @@ impl Layer {
         let (x, y) = (wanted(x)?, wanted(&y)?);
         let angles = if first == 0 { None } else { Some(context.angles.from(first)?) };
         let q = self.q.forward(&y)?.reshape((rows - first, self.heads, self.head_dim))?;
-        let q = angles.as_ref().unwrap_or(context.angles).rotate(&self.q_norm.forward(&q)?)?;
+        let q = self.q_norm.rotated(&q, angles.as_ref().unwrap_or(context.angles))?;
         let attended = Attend {
             backend: context.backend,
             plan: context.plan,

@@ -1,9 +1,12 @@
 //! From a checkpoint's tensors to a model: names and shapes checked first, then one tensor after another packed and
 //! its source released, so that no weight exists twice.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
-use super::backend::{Backend, plain, widen};
+use super::backend::{Backend, plain};
 use super::config::{Config, LayerKind};
 use super::experts::{Experts, Router};
 use super::layer::{Layer, Mixture};
@@ -13,7 +16,8 @@ use super::norm::{RmsNorm, Rotary};
 use super::vocab::{Table, VocabHead};
 use super::weights::{RawTensor, WeightError, Weights};
 use super::{DiffusionGemma, Parts};
-use crate::kernels::ElementType;
+use crate::kernels::cpu::{self, Cpu, PackedMatrix, Source};
+use crate::kernels::{ElementType, KernelError};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,13 +96,13 @@ pub enum LoadError {
         /// Bytes needed.
         wanted: usize,
     },
-    /// A tensor is stored in a type that cannot be used there.
-    #[error("tensor {name} is stored as {element:?}, which is not supported here")]
-    Element {
-        /// Its name.
+    /// The kernels refuse.
+    #[error("tensor {name} cannot be packed: {error}")]
+    Kernel {
+        /// The tensor's name.
         name: String,
-        /// The type found.
-        element: ElementType,
+        /// Why.
+        error: KernelError,
     },
     /// The device cannot be used.
     #[error("the device cannot be used: {0}")]
@@ -128,6 +132,8 @@ pub struct Tuning {
     pub vocabulary_tile: Option<usize>,
     /// Which implementation computes.
     pub operations: Operations,
+    /// The kernels' instructions; `None` takes the best the processor has.
+    pub path: Option<cpu::Path>,
 }
 
 /// Which implementation of the four opaque operations computes.
@@ -140,7 +146,8 @@ pub enum Operations {
     Twins,
 }
 
-/// Columns of a vocabulary tile for the twins.
+/// Columns of a vocabulary tile: our kernels keep one within a cache, the twins want few large products.
+const TILE: usize = 256;
 const TWIN_TILE: usize = 4096;
 
 /// Builds the model.
@@ -152,7 +159,7 @@ pub(super) fn load(
 ) -> Result<DiffusionGemma, LoadError> {
     let names = Names::of(config);
     check_names(&names, weights)?;
-    let backend = Backend { device: device(options.device)? };
+    let backend = backend(options, tuning)?;
     let loader = Loader { config, names: &names, weights, backend: &backend, dtype: options.dtype };
     let vocab = loader.vocab(tuning)?;
     let layers =
@@ -171,6 +178,19 @@ pub(super) fn load(
         weights.release(&name);
     }
     Ok(DiffusionGemma::new(config, backend, parts))
+}
+
+fn backend(options: &LoadOptions, tuning: Tuning) -> Result<Backend, LoadError> {
+    let device = device(options.device)?;
+    let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
+    let cpu = match own {
+        true => {
+            let cpu = Cpu::new(options.threads.max(1), tuning.path);
+            Some(Arc::new(cpu.map_err(|error| LoadError::Device(error.to_string()))?))
+        }
+        false => None,
+    };
+    Ok(Backend { device, cpu })
 }
 
 fn device(choice: DeviceChoice) -> Result<Device, LoadError> {
@@ -245,7 +265,7 @@ impl Loader<'_> {
     /// A small tensor as f32.
     fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
         let raw = self.raw(name)?;
-        let values = widen(&raw).ok_or(LoadError::Element { name: name.into(), element: raw.element })?;
+        let values = widened(name, raw.element, &raw.bytes)?;
         drop(raw);
         self.weights.release(name);
         Ok(values)
@@ -255,38 +275,107 @@ impl Loader<'_> {
         Ok(self.values(name)?.first().copied().unwrap_or(1.0))
     }
 
-    fn vector(&self, name: &str) -> Result<Tensor, LoadError> {
-        let values = self.values(name)?;
-        let shape = [values.len()];
-        Ok(self.backend.tensor(values, &shape)?)
-    }
-
     fn norm(&self, name: &str) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm::new(self.vector(name)?, self.config.rms_norm_eps))
+        Ok(RmsNorm::new(self.backend, self.values(name)?, self.config.rms_norm_eps)?)
     }
 
-    /// A matrix as a candle tensor in its stored type, or the type asked for.
-    fn matrix(&self, name: &str, element: ElementType, bytes: &[u8], shape: &[usize]) -> Result<Tensor, LoadError> {
-        let stored = plain(element).ok_or(LoadError::Element { name: name.into(), element })?;
-        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, &self.backend.device)?;
-        Ok(match self.dtype {
-            None => tensor,
-            Some(WeightType::F32) => tensor.to_dtype(DType::F32)?,
-            Some(WeightType::Bf16) => tensor.to_dtype(DType::BF16)?,
-        })
+    /// Matrix bytes in the type they will be computed with.
+    fn converted<'b>(
+        &self,
+        name: &str,
+        element: ElementType,
+        bytes: &'b [u8],
+    ) -> Result<(ElementType, Cow<'b, [u8]>), LoadError> {
+        let wanted = match self.dtype {
+            Some(WeightType::F32) => ElementType::F32,
+            Some(WeightType::Bf16) => ElementType::Bf16,
+            None if self.backend.cpu.is_some() || plain(element).is_some() => element,
+            // candle knows block formats in another layout; its twins take plain numbers.
+            None if self.backend.device.is_cpu() => ElementType::F32,
+            None => ElementType::Bf16,
+        };
+        if wanted == element {
+            return Ok((element, Cow::Borrowed(bytes)));
+        }
+        let values = widened(name, element, bytes)?;
+        let bytes = match wanted {
+            ElementType::Bf16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        Ok((wanted, Cow::Owned(bytes)))
+    }
+
+    /// A matrix as a candle tensor.
+    fn tensor(&self, name: &str, element: ElementType, bytes: &[u8], shape: &[usize]) -> Result<Tensor, LoadError> {
+        let (element, bytes) = self.converted(name, element, bytes)?;
+        let dtype = plain(element).unwrap_or(DType::F32);
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, &self.backend.device)?)
+    }
+
+    /// A matrix packed for our kernels.
+    fn packed(
+        &self,
+        cpu: &Cpu,
+        name: &str,
+        element: ElementType,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<PackedMatrix, LoadError> {
+        let (element, bytes) = self.converted(name, element, bytes)?;
+        PackedMatrix::plain(cpu, shape[0], shape[1], Source { element, bytes: &bytes }).map_err(refused(name))
+    }
+
+    /// Gate and up packed side by side.
+    fn gated(
+        &self,
+        cpu: &Cpu,
+        name: &str,
+        (gate, up): ((ElementType, &[u8]), (ElementType, &[u8])),
+        (outputs, inputs): (usize, usize),
+    ) -> Result<PackedMatrix, LoadError> {
+        let (gate, up) = (self.converted(name, gate.0, gate.1)?, self.converted(name, up.0, up.1)?);
+        let gate = Source { element: gate.0, bytes: &gate.1 };
+        let up = Source { element: up.0, bytes: &up.1 };
+        PackedMatrix::gated(cpu, outputs, inputs, gate, up).map_err(refused(name))
     }
 
     fn linear(&self, name: &str) -> Result<Linear, LoadError> {
         let raw = self.raw(name)?;
-        let linear = Linear::Twin(self.matrix(name, raw.element, &raw.bytes, &raw.shape)?);
+        let linear = match &self.backend.cpu {
+            Some(cpu) => Linear::Own(cpu.clone(), self.packed(cpu, name, raw.element, &raw.bytes, &raw.shape)?),
+            None => Linear::Twin(self.tensor(name, raw.element, &raw.bytes, &raw.shape)?),
+        };
         drop(raw);
         self.weights.release(name);
         Ok(linear)
     }
 
     fn mlp(&self, prefix: &str) -> Result<Mlp, LoadError> {
-        let part = |name: &str| self.linear(&format!("{prefix}{name}_proj.weight"));
-        Ok(Mlp { gate: part("gate")?, up: part("up")?, down: part("down")? })
+        let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("{prefix}{part}_proj.weight"));
+        let mlp = {
+            let (g, u, d) = (self.raw(&gate)?, self.raw(&up)?, self.raw(&down)?);
+            match &self.backend.cpu {
+                Some(cpu) => Mlp::Own {
+                    cpu: cpu.clone(),
+                    gate_up: self.gated(
+                        cpu,
+                        &gate,
+                        ((g.element, &g.bytes), (u.element, &u.bytes)),
+                        (g.shape[0], g.shape[1]),
+                    )?,
+                    down: self.packed(cpu, &down, d.element, &d.bytes, &d.shape)?,
+                },
+                None => Mlp::Twin {
+                    gate: self.tensor(&gate, g.element, &g.bytes, &g.shape)?,
+                    up: self.tensor(&up, u.element, &u.bytes, &u.shape)?,
+                    down: self.tensor(&down, d.element, &d.bytes, &d.shape)?,
+                },
+            }
+        };
+        for name in [gate, up, down] {
+            self.weights.release(&name);
+        }
+        Ok(mlp)
     }
 
     fn vocab(&self, tuning: Tuning) -> Result<VocabHead, LoadError> {
@@ -298,7 +387,13 @@ impl Loader<'_> {
             ElementType::F16 => half::f16::from_f32(root).to_f32(),
             _ => half::bf16::from_f32(root).to_f32(),
         };
-        let table = Table::Twin(self.matrix(EMBEDDING, raw.element, &raw.bytes, &raw.shape)?);
+        let (table, tile) = match &self.backend.cpu {
+            Some(cpu) => {
+                let table = self.packed(cpu, EMBEDDING, raw.element, &raw.bytes, &raw.shape)?;
+                (Table::Own(cpu.clone(), table), TILE)
+            }
+            None => (Table::Twin(self.tensor(EMBEDDING, raw.element, &raw.bytes, &raw.shape)?), TWIN_TILE),
+        };
         drop(raw);
         self.weights.release(EMBEDDING);
         Ok(VocabHead {
@@ -306,7 +401,7 @@ impl Loader<'_> {
             vocabulary: self.config.vocabulary,
             softcap: self.config.softcap,
             scale,
-            tile: tuning.vocabulary_tile.unwrap_or(TWIN_TILE).clamp(1, self.config.vocabulary),
+            tile: tuning.vocabulary_tile.unwrap_or(tile).clamp(1, self.config.vocabulary),
         })
     }
 
@@ -360,19 +455,45 @@ impl Loader<'_> {
     }
 
     fn experts(&self, gate_up: &str, down: &str) -> Result<Experts, LoadError> {
-        let stack = |name: &str| -> Result<Vec<Tensor>, LoadError> {
-            let raw = self.raw(name)?;
-            let (count, shape) = (raw.shape[0], raw.shape[1..].to_vec());
-            let each = raw.bytes.len() / count;
-            let matrices = raw
-                .bytes
-                .chunks_exact(each)
-                .map(|bytes| self.matrix(name, raw.element, bytes, &shape))
-                .collect::<Result<_, _>>();
-            drop(raw);
-            self.weights.release(name);
-            matrices
+        let Some(cpu) = &self.backend.cpu else {
+            let twin = |name: &str, element, bytes: &[u8], shape: &[usize]| self.tensor(name, element, bytes, shape);
+            let (gate_up, down) = (self.stack(gate_up, twin)?, self.stack(down, twin)?);
+            return Ok(Experts::Twin(gate_up.into_iter().zip(down).collect()));
         };
-        Ok(Experts::Twin(stack(gate_up)?.into_iter().zip(stack(down)?).collect()))
+        let both = self.stack(gate_up, |name, element, bytes, shape| {
+            // Gate rows, then up rows.
+            let (gate, up) = bytes.split_at(bytes.len() / 2);
+            self.gated(cpu, name, ((element, gate), (element, up)), (shape[0] / 2, shape[1]))
+        })?;
+        let downs = self.stack(down, |name, element, bytes, shape| self.packed(cpu, name, element, bytes, shape))?;
+        Ok(Experts::Own(cpu.clone(), cpu::Experts::new(both, downs).map_err(refused(gate_up))?))
     }
+
+    /// Makes something of each expert's matrix of a stacked tensor, and releases the tensor.
+    fn stack<T>(
+        &self,
+        name: &str,
+        make: impl Fn(&str, ElementType, &[u8], &[usize]) -> Result<T, LoadError>,
+    ) -> Result<Vec<T>, LoadError> {
+        let raw = self.raw(name)?;
+        let (count, shape) = (raw.shape[0], &raw.shape[1..]);
+        let each = raw.bytes.len() / count;
+        let made = raw.bytes.chunks_exact(each).map(|bytes| make(name, raw.element, bytes, shape)).collect();
+        drop(raw);
+        self.weights.release(name);
+        made
+    }
+}
+
+/// Numbers of any element type, exactly.
+fn widened(name: &str, element: ElementType, bytes: &[u8]) -> Result<Vec<f32>, LoadError> {
+    let (elements, size) = element.block();
+    let mut values = vec![0.0; bytes.len() / size * elements];
+    cpu::dequantise(element, bytes, &mut values).map_err(refused(name))?;
+    Ok(values)
+}
+
+fn refused(name: &str) -> impl FnOnce(KernelError) -> LoadError {
+    let name = name.to_owned();
+    move |error| LoadError::Kernel { name, error }
 }

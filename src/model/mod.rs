@@ -24,6 +24,7 @@ mod plan;
 #[doc(hidden)]
 pub mod probe;
 mod vocab;
+mod vocab_twin;
 mod weights;
 
 pub use crate::kernels::ElementType;

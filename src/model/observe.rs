@@ -17,9 +17,9 @@ pub trait Observer {
         false
     }
 
-    /// A tile of softcapped logits of the denoise rows, `[rows, columns]`, before bias and temperature.
-    fn logits(&mut self, first_column: usize, columns: usize, values: &[f32]) {
-        let _ = (first_column, columns, values);
+    /// One tile's softcapped logits of a denoise row (counted from the first denoise row), before bias and temperature.
+    fn logits(&mut self, row: usize, first_column: usize, values: &[f32]) {
+        let _ = (row, first_column, values);
     }
 }
 

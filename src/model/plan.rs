@@ -35,6 +35,10 @@ pub(super) struct Span<'a> {
     pub rows: Range<usize>,
     /// Its prefix (and, for an encode, its own pages).
     pub kv: &'a KvView,
+    /// Numbers of the full layers' pages.
+    pub full: Vec<u32>,
+    /// Numbers of the sliding layers' pages.
+    pub sliding: Vec<u32>,
 }
 
 /// What a denoise segment has beside its rows.
@@ -113,7 +117,18 @@ impl<'a> Plan<'a> {
         let first = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((kv.len..kv.len + tokens.len()).map(|p| p as u32));
-        Span { segment, rows: first..self.tokens.len(), kv }
+        let numbers = |pages: &[PageId]| pages.iter().map(|page| page.0).collect();
+        Span { segment, rows: first..self.tokens.len(), kv, full: numbers(&kv.full), sliding: numbers(&kv.sliding) }
+    }
+}
+
+impl Span<'_> {
+    /// Page numbers of a layer kind, and the position of the first page's first token.
+    pub fn pages(&self, kind: LayerKind) -> (&[u32], usize) {
+        match kind {
+            LayerKind::Full => (&self.full, 0),
+            LayerKind::Sliding => (&self.sliding, self.kv.sliding_from),
+        }
     }
 }
 

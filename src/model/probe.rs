@@ -47,7 +47,7 @@ pub fn keys_values(
     let row = view
         .row(kind, position, model.limits().page_tokens)
         .ok_or_else(|| EngineError::Capacity(format!("position {position} lies on no page")))?;
-    model.pool_rows(layer, vec![row])
+    model.pool_row(layer, row)
 }
 
 /// The soft embedding that a slot holds, `[canvas, hidden]`.
