@@ -45,7 +45,7 @@ pub struct Core {
     pub(super) stall_timeout: Duration,
     pub(super) front: Arc<Front>,
     pub(super) store: Store,
-    lanes: Vec<Option<Lane>>,
+    pub(super) lanes: Vec<Option<Lane>>,
     vacant: Vec<LaneId>,
     pub(super) families: HashMap<u64, Family>,
     arrivals: u64,
@@ -116,6 +116,10 @@ impl Core {
         let mut members = Vec::with_capacity(choices.len());
         for (index, (choice, outlet)) in choices.into_iter().zip(outlets).enumerate() {
             let tag = Tag::new(number, index);
+            if outlet.is_closed() {
+                // Its reader left before anybody here could have counted it.
+                self.cancellations = usize::MAX;
+            }
             let lane = Lane::new(common.clone(), choice, number, tag, outlet);
             lane.draft(Phase::Queued, None, 0, submitted);
             let id = self.insert(lane);
@@ -137,9 +141,11 @@ impl Core {
         self.families.insert(number, family);
     }
 
-    /// Plans the next pass; false if there is nothing to run. [`Core::apply`] must follow a planned pass.
+    /// Plans the next pass; false if there is nothing to run. [`Core::apply`] follows a pass that was run; one that was
+    /// not is planned anew by calling this again.
     pub fn plan(&mut self, now: Instant) -> bool {
         self.now = now;
+        self.unplan();
         let cancellations = self.front.bell().cancellations();
         if cancellations != self.cancellations {
             self.cancellations = cancellations;
@@ -152,9 +158,33 @@ impl Core {
         !self.entries.is_empty()
     }
 
+    /// Forgets a planned pass that was not run.
+    fn unplan(&mut self) {
+        if self.entries.is_empty() {
+            return;
+        }
+        self.return_segments();
+        self.entries.clear();
+        for id in self.running.clone() {
+            let (lane, store) = self.lane_and_store(id);
+            // What it shares was to be encoded by that pass.
+            if let Some(stay) = lane.stay.as_mut().filter(|stay| stay.depends.is_some()) {
+                stay.depends = None;
+                let nothing = store.empty();
+                store.give_back(std::mem::replace(&mut stay.holding, nothing));
+                stay.settled = false;
+            }
+        }
+    }
+
     /// The planned pass.
     pub fn pass(&self) -> &Pass {
         &self.pass
+    }
+
+    /// Metrics as OpenMetrics text.
+    pub fn metrics(&self) -> String {
+        self.front.metrics().text()
     }
 
     /// Whether no choice is waiting or running.

@@ -167,7 +167,7 @@ fn pass_loop(denoiser: &mut dyn Denoiser, core: &mut Core, front: &Front, orders
                     return JobError::Stopped;
                 }
             }
-        } else {
+        } else if drained_by.is_none() || !core.is_idle() {
             let wake = core.wake_at().into_iter().chain(drained_by).min();
             front.bell().wait(wake);
         }

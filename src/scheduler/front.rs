@@ -267,10 +267,10 @@ fn check(job: &Job, limits: &Limits) -> Result<(), Refusal> {
         return invalid("max_tokens must be at least 1");
     }
     job.sampler.validate().map_err(|error| Refusal::Invalid(error.to_string()))?;
-    if let Draw::Scaled { temperature, top_p } = job.draw {
-        if !(temperature > 0.0 && temperature.is_finite() && top_p > 0.0 && top_p <= 1.0) {
-            return invalid("a scaled draw needs a finite temperature above 0 and 0 < top_p <= 1");
-        }
+    if let Draw::Scaled { temperature, top_p } = job.draw
+        && !(temperature > 0.0 && temperature.is_finite() && top_p > 0.0 && top_p <= 1.0)
+    {
+        return invalid("a scaled draw needs a finite temperature above 0 and 0 < top_p <= 1");
     }
     let ascending = job.bias.windows(2).all(|pair| pair[0].0 < pair[1].0);
     let known = job.bias.last().is_none_or(|last| u64::from(last.0) < vocabulary);

@@ -119,8 +119,10 @@ pub(super) struct Lane {
     /// The prompt and the committed canvases, whole; empty before the first admission.
     pub(super) ids: Vec<u32>,
     pub(super) canvas: Canvas,
-    /// What the model said in the canvas's last step.
-    rows: Vec<Row>,
+    /// Log-probabilities of the most likely tokens in the canvas's last step.
+    logprobs: Vec<f32>,
+    /// The last step's best candidates with their log-probabilities; empty unless the job records any.
+    top: Vec<Vec<Candidate>>,
     /// When the canvas began.
     pub(super) began: Instant,
     bias: Arc<[(u32, f32)]>,
@@ -155,7 +157,8 @@ impl Lane {
             seed,
             stream,
             ids: Vec::new(),
-            rows: Vec::new(),
+            logprobs: Vec::new(),
+            top: Vec::new(),
             counts: BTreeMap::new(),
             usage: ChoiceUsage::default(),
             stay: None,
@@ -232,15 +235,28 @@ impl Lane {
         self.segment = Some(segment);
     }
 
-    /// Takes what the model said of the canvas.
+    /// Takes what the model said of the canvas. Of its rows only what a commit needs is kept: they are many, and cheap to
+    /// drop only while they are warm.
     pub(super) fn step(&mut self, rows: Vec<Row>) -> Result<StepOutcome, ObservationError> {
-        if let Some(position) = rows.iter().position(|row| !(row.max - row.lse).is_finite()) {
+        self.logprobs.clear();
+        self.logprobs.extend(rows.iter().map(|row| row.max - row.lse));
+        if let Some(position) = self.logprobs.iter().position(|logprob| !logprob.is_finite()) {
             return Err(ObservationError::NotFinite { position });
         }
         let seen = |row: &Row| Observation { argmax: row.argmax, sampled: row.sampled, entropy: row.entropy };
         let outcome = self.canvas.apply(rows.iter().map(seen))?;
-        self.rows = rows;
+        if self.common.top_k > 0 {
+            self.top.clear();
+            self.top.extend(rows.into_iter().map(log_probabilities));
+        }
         Ok(outcome)
+    }
+
+    /// The first tokens of the canvas as the last step saw them.
+    fn committed_tokens(&mut self, keep: usize) -> Vec<CommittedToken> {
+        let mut top = self.top.drain(..);
+        let seen = self.canvas.argmax().iter().zip(&self.logprobs).take(keep);
+        seen.map(|(&id, &logprob)| CommittedToken { id, logprob, top: top.next().unwrap_or_default() }).collect()
     }
 
     /// Makes the current canvas final: cuts it to what belongs to the answer, tells the reader, and prepares the next
@@ -259,7 +275,7 @@ impl Lane {
         self.usage.steps += self.canvas.step();
         self.usage.completion_tokens += keep;
         self.usage.forced_commits += usize::from(forced);
-        let tokens = self.rows.drain(..).take(keep).map(committed_token).collect();
+        let tokens = self.committed_tokens(keep);
         self.outlet.commit(Committed { canvas: number, tokens, steps: self.canvas.step() });
         let full = self.usage.completion_tokens >= self.common.max_tokens;
         let last = full || forced || self.usage.canvases >= self.common.most_canvases;
@@ -321,12 +337,10 @@ fn fresh_canvas(common: &Common, seed: u64, choice: u32, canvas: usize) -> Canva
     Canvas::new(common.sampler, key, common.canvas, common.vocabulary)
 }
 
-fn committed_token(row: Row) -> CommittedToken {
-    let mut top = row.top;
-    for Candidate { logit, .. } in &mut top {
-        *logit -= row.lse;
-    }
-    CommittedToken { id: row.argmax, logprob: row.max - row.lse, top }
+/// A row's candidates, their logits turned into log-probabilities.
+fn log_probabilities(row: Row) -> Vec<Candidate> {
+    let normalise = |candidate: Candidate| Candidate { logit: candidate.logit - row.lse, ..candidate };
+    row.top.into_iter().map(normalise).collect()
 }
 
 /// The user's biases less the penalties on what was counted; ids ascend and are unique.

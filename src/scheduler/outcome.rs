@@ -24,13 +24,8 @@ impl Core {
         self.durations.add(self.figures.duration);
         self.front.metrics().pass(&self.figures);
         self.now = now;
-        let mut segments = std::mem::take(&mut self.pass.segments);
+        self.return_segments();
         let mut entries = std::mem::take(&mut self.entries);
-        for (segment, entry) in segments.drain(..).zip(&entries) {
-            if let Entry::Step { lane } = *entry {
-                self.lane_mut(lane).return_segment(segment);
-            }
-        }
         match answer {
             Ok(outputs) if outputs.len() == entries.len() => self.apply_outputs(&entries, outputs),
             Ok(outputs) => {
@@ -40,8 +35,20 @@ impl Core {
         }
         entries.clear();
         self.entries = entries;
-        self.pass.segments = segments;
         self.note_levels();
+    }
+
+    /// Gives each choice its segment back, whose memory serves the next step.
+    pub(super) fn return_segments(&mut self) {
+        let mut segments = std::mem::take(&mut self.pass.segments);
+        for (segment, entry) in segments.drain(..).zip(&self.entries) {
+            if let Entry::Step { lane } = *entry
+                && let Some(lane) = self.lanes.get_mut(lane.0).and_then(Option::as_mut)
+            {
+                lane.return_segment(segment);
+            }
+        }
+        self.pass.segments = segments;
     }
 
     /// The pass as a whole failed: nobody in it can go on, everybody else can.

@@ -168,17 +168,14 @@ fn split(limits: &Limits, geometry: Geometry, settings: &Settings, slots: usize)
     let most = geometry.pages(limits.context + limits.canvas) * (slots + 1);
     let each = (settings.kv_bytes / (full_bytes + sliding_bytes)) as usize;
     let per_choice = geometry.sliding_pages(limits.context, settings.encode_rows.max(limits.canvas));
-    let sliding = if sliding_bytes == 0 {
-        most
-    } else {
-        let half = (settings.kv_bytes / 2 / sliding_bytes) as usize;
-        let spare = settings.kv_bytes - smallest.full as u64 * full_bytes;
-        each.min(half).min((per_choice + 1) * (slots + 1)).clamp(smallest.sliding, (spare / sliding_bytes) as usize)
-    };
+    let spare = settings.kv_bytes - smallest.full as u64 * full_bytes;
+    // Layers without a window have pages that cost nothing: there are always enough.
+    let that_fit = |bytes: u64| bytes.checked_div(sliding_bytes).map_or(most, |pages| pages as usize);
+    let for_running = each.min(that_fit(settings.kv_bytes / 2)).min((per_choice + 1) * (slots + 1));
+    let sliding = for_running.clamp(smallest.sliding, that_fit(spare).max(smallest.sliding));
     let full = ((settings.kv_bytes - sliding as u64 * sliding_bytes) / full_bytes) as usize;
     let full = full.max(smallest.full).min(most);
-    let left = settings.kv_bytes.saturating_sub(full as u64 * full_bytes);
-    let sliding = if sliding_bytes == 0 { most } else { ((left / sliding_bytes) as usize).min(most) };
+    let sliding = that_fit(settings.kv_bytes.saturating_sub(full as u64 * full_bytes)).min(most);
     Ok(Pages { full, sliding })
 }
 

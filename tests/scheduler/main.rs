@@ -3,5 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod budgets;
+mod cache;
+mod engine;
+mod loads;
+mod schedules;
 mod text;
 mod world;

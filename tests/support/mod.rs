@@ -56,6 +56,8 @@ pub enum Fault {
 /// Says what the canvas that follows a prefix holds in the end.
 pub type Voice = Arc<dyn Fn(&[u32]) -> Vec<u32> + Send + Sync>;
 
+type Faults = Box<dyn FnMut(&Pass) -> Fault + Send>;
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Cell {
     token: u32,
@@ -82,7 +84,7 @@ pub struct Scripted {
     slots: Vec<Option<Slot>>,
     log: Arc<Mutex<Log>>,
     voice: Option<Voice>,
-    fault: Option<Box<dyn FnMut(&Pass) -> Fault + Send>>,
+    fault: Option<Faults>,
     steps: std::ops::RangeInclusive<u64>,
     pause: Duration,
 }
@@ -147,7 +149,7 @@ impl Scripted {
     /// Checks all that a row at `view.len` may see; returns the prefix's tokens and hash.
     fn read(&self, view: &KvView) -> Result<(Vec<u32>, u64), String> {
         let seen_from = view.len.saturating_sub(self.limits.window.saturating_sub(1));
-        if view.sliding_from % self.limits.page_tokens != 0 || view.sliding_from > seen_from {
+        if !view.sliding_from.is_multiple_of(self.limits.page_tokens) || view.sliding_from > seen_from {
             return Err(format!("a view of {} tokens slides from {}", view.len, view.sliding_from));
         }
         let mut tokens = Vec::with_capacity(view.len);

@@ -151,6 +151,7 @@ impl Store {
         if holding.view.len != holding.published * page {
             return 0;
         }
+        self.drop_unwritten(holding);
         let mut path = Vec::new();
         let mut node = holding.node;
         while let Some(tokens) = ids.get((holding.published + path.len()) * page..).and_then(|rest| rest.get(..page)) {
@@ -169,6 +170,18 @@ impl Store {
         let Some(&deepest) = path.last() else { return 0 };
         self.move_to(holding, &path, deepest);
         path.len() * page
+    }
+
+    /// Gives pages back that were claimed for a pass that was never run.
+    fn drop_unwritten(&mut self, holding: &mut Holding) {
+        let written = self.geometry.pages(holding.view.len);
+        for page in holding.view.full.split_off(written.min(holding.view.full.len())) {
+            self.release_full(page);
+        }
+        let written = written - holding.view.sliding_from / self.geometry.page;
+        for page in holding.view.sliding.split_off(written.min(holding.view.sliding.len())) {
+            self.release_sliding(page);
+        }
     }
 
     /// Whether all sliding pages of the window before a node's end are there.
@@ -202,6 +215,7 @@ impl Store {
         self.tree.leave(holding.node);
         holding.node = deepest;
         self.tree.touch(deepest);
+        self.shrink();
     }
 
     /// A second holder of everything the first one holds, the page that is partly filled included. `len` is how far
@@ -237,6 +251,7 @@ impl Store {
                 self.release_sliding(page);
             }
             holding.view.len = start;
+            self.shrink();
         }
     }
 
