@@ -44,6 +44,8 @@ pub fn open(config: &Config) -> Result<House, CliError> {
 pub struct Parts {
     /// The model's name.
     pub name: String,
+    /// Its shape.
+    pub shape: crate::model::Config,
     text: TextParts,
     sampler: Sampler,
 }
@@ -68,7 +70,7 @@ pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), 
         eos_token: checkpoint.eos_token,
         add_bos: None,
     };
-    Ok((model, Parts { name, text, sampler: sampler(&checkpoint.generation) }))
+    Ok((model, Parts { name, shape: checkpoint.config, text, sampler: sampler(&checkpoint.generation) }))
 }
 
 /// The checkpoint, its matrices to be put into blocks if that was asked for.

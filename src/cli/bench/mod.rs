@@ -6,6 +6,7 @@ mod plot;
 mod report;
 mod step;
 mod target;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::options::{self, ModelOptions, push};
 use super::signals::Signals;
 use super::{CliError, runtime, wire};
 use crate::config::Config;
-use crate::pass::Denoiser;
+use crate::kernels::cpu::Cpu;
 use crate::telemetry;
 use report::{Level, Report};
 use target::{Sample, Target};
@@ -136,6 +137,8 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
 /// Times bare passes.
 fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
     let threads = wire::threads(config);
+    // Before the model takes memory: its threads are idle, and so is the memory.
+    let peak = Cpu::new(threads, None).map_err(|error| CliError::Pass(error.to_string()))?.peak();
     let (mut model, parts) = wire::load(config, threads)?;
     let plan = step::Plan {
         canvases: arguments.canvases.clone(),
@@ -143,11 +146,11 @@ fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
         repeats: arguments.repeats,
     };
     let measured = step::measure(&mut model, &plan)?;
-    let canvas = model.limits().canvas;
+    let report = step::StepReport { model: parts.name, threads, shape: parts.shape, peak, measured };
     if arguments.json {
-        println!("{:#}", step::to_json(&parts.name, threads, canvas, &measured));
+        println!("{:#}", report.json());
     } else {
-        print!("{}", step::to_table(&parts.name, threads, canvas, &measured));
+        print!("{}", report.table());
     }
     Ok(())
 }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::work::Work;
 use crate::cli::CliError;
+use crate::kernels::cpu::Peak;
+use crate::model::Config;
 use crate::pass::{
     Capacity, Conditioning, Denoiser, Draw, EngineError, Head, KvView, Limits, Output, PageId, Pass, Segment, SlotId,
 };
@@ -43,20 +46,6 @@ pub struct Measured {
 impl Measured {
     fn median(&self) -> f64 {
         self.steps.get(self.steps.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
-    fn json(&self, canvas: usize) -> Value {
-        json!({
-            "canvases": self.canvases,
-            "prefix": self.prefix,
-            "statistics": self.statistics,
-            "step_ms": self.median(),
-            "step_ms_min": self.steps.first(),
-            "step_ms_max": self.steps.last(),
-            "passes": self.steps.len(),
-            "canvas_rows_per_second": (self.canvases * canvas) as f64 / self.median() * 1e3,
-            "encode_tokens_per_second": self.encode,
-        })
     }
 }
 
@@ -191,32 +180,86 @@ impl Pages {
     }
 }
 
-/// For programs.
-pub fn to_json(model: &str, threads: usize, canvas: usize, measured: &[Measured]) -> Value {
-    let steps: Vec<Value> = measured.iter().map(|one| one.json(canvas)).collect();
-    json!({"canvasd": env!("CARGO_PKG_VERSION"), "model": model, "threads": threads, "canvas": canvas, "steps": steps})
+/// Everything measured, with what is needed to judge it.
+pub struct StepReport {
+    /// The model's name.
+    pub model: String,
+    /// Threads that computed.
+    pub threads: usize,
+    /// The model's shape.
+    pub shape: Config,
+    /// What the machine can do, measured just before.
+    pub peak: Peak,
+    /// The measurements.
+    pub measured: Vec<Measured>,
 }
 
-/// For people.
-pub fn to_table(model: &str, threads: usize, canvas: usize, measured: &[Measured]) -> String {
-    use std::fmt::Write;
-    let mut table = format!("{model}, {threads} threads, canvas {canvas}\n");
-    table.push_str("canvases  prefix  statistics  step ms  min … max          encode tokens/s\n");
-    for one in measured {
-        let (least, most) = (one.steps.first().copied(), one.steps.last().copied());
-        let spread = format!("{:.1} … {:.1}", least.unwrap_or(f64::NAN), most.unwrap_or(f64::NAN));
-        let encode = one.encode.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            table,
-            "{:>8}  {:>6}  {:<10}  {:>7.1}  {spread:<17}  {encode:>15}",
-            one.canvases,
-            one.prefix,
-            one.statistics,
-            one.median()
-        );
+impl StepReport {
+    /// Operations per second of one measurement.
+    fn rate(&self, one: &Measured) -> f64 {
+        Work::of(&self.shape, one.prefix).total() * one.canvases as f64 / (one.median() / 1e3)
     }
-    table
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let step = |one: &Measured| {
+            let work = Work::of(&self.shape, one.prefix);
+            json!({
+                "canvases": one.canvases,
+                "prefix": one.prefix,
+                "statistics": one.statistics,
+                "step_ms": one.median(),
+                "step_ms_min": one.steps.first(),
+                "step_ms_max": one.steps.last(),
+                "passes": one.steps.len(),
+                "gflop_per_canvas": {
+                    "layers": work.layers / 1e9, "attention": work.attention / 1e9, "vocabulary": work.vocabulary / 1e9,
+                },
+                "gflops": self.rate(one) / 1e9,
+                "share_of_f32_peak": self.rate(one) / self.peak.flops,
+                "encode_tokens_per_second": one.encode,
+            })
+        };
+        json!({
+            "canvasd": env!("CARGO_PKG_VERSION"),
+            "model": self.model,
+            "threads": self.threads,
+            "canvas": self.shape.canvas,
+            "peak": {"f32_gflops": self.peak.flops / 1e9, "read_gbytes_per_second": self.peak.read / 1e9},
+            "steps": self.measured.iter().map(step).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        use std::fmt::Write;
+        let mut table = format!(
+            "{}, {} threads, canvas {}; this machine: {:.0} GFLOP/s in f32, reads {:.1} GB/s\n",
+            self.model,
+            self.threads,
+            self.shape.canvas,
+            self.peak.flops / 1e9,
+            self.peak.read / 1e9
+        );
+        table.push_str("canvases  prefix  statistics  step ms  min … max          GFLOP/s  of peak  encode tokens/s\n");
+        for one in &self.measured {
+            let (least, most) = (one.steps.first().copied(), one.steps.last().copied());
+            let spread = format!("{:.1} … {:.1}", least.unwrap_or(f64::NAN), most.unwrap_or(f64::NAN));
+            let encode = one.encode.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                table,
+                "{:>8}  {:>6}  {:<10}  {:>7.1}  {spread:<17}  {:>7.0}  {:>6.0}%  {encode:>15}",
+                one.canvases,
+                one.prefix,
+                one.statistics,
+                one.median(),
+                self.rate(one) / 1e9,
+                self.rate(one) / self.peak.flops * 100.0
+            );
+        }
+        table
+    }
 }
 
 #[cfg(test)]
@@ -292,8 +335,18 @@ mod tests {
         // 9000 does not fit into the context and is left out.
         assert_eq!(measured.len(), 4 * 2 * 2);
         assert!(measured.iter().all(|one| one.steps.len() == 2 && one.encode.is_some() == (one.prefix > 0)));
-        assert_eq!(to_table("m", 1, 8, &measured).lines().count(), 2 + measured.len());
-        assert_eq!(to_json("m", 1, 8, &measured)["steps"].as_array().unwrap().len(), measured.len());
+        let shape = include_str!("../../../models/demo/config.json");
+        let report = StepReport {
+            model: "m".into(),
+            threads: 1,
+            shape: Config::from_json(&serde_json::from_str(shape).unwrap()).unwrap(),
+            peak: Peak { flops: 1e11, read: 1e10 },
+            measured,
+        };
+        assert_eq!(report.table().lines().count(), 2 + report.measured.len());
+        let steps = report.json()["steps"].as_array().unwrap().clone();
+        assert_eq!(steps.len(), report.measured.len());
+        assert!(steps.iter().all(|step| step["gflops"].as_f64().is_some_and(|rate| rate > 0.0)));
         let none = Plan { prefixes: vec![9000], ..plan };
         assert!(measure(&mut book, &none).is_err());
     }
