@@ -32,7 +32,7 @@ pub(crate) fn messages(wire: Option<Vec<Message>>, field: &str) -> Result<Vec<pr
 }
 
 /// One message at `path`; `calls` are the ids of the calls made before it.
-fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Result<prompt::Message, ApiError> {
+pub(crate) fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Result<prompt::Message, ApiError> {
     let at = |field: &str| format!("{path}.{field}");
     let role = wire.role.ok_or_else(|| ApiError::missing(&at("role")))?;
     if wire.audio.is_some() {

@@ -8,7 +8,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
 use super::error::{ErrorBody, ErrorObject};
-use super::routes::{chat, completions, document, models, probes, tokens};
+use super::routes::{chat, completions, document, models, probes, responses, tokens};
 
 /// The document as JSON text: what `openapi/openapi.json` holds and `GET /openapi.json` answers.
 pub fn openapi() -> String {
@@ -29,6 +29,7 @@ pub fn openapi() -> String {
     paths(
         chat::chat,
         completions::completions,
+        responses::responses,
         models::list,
         models::retrieve,
         tokens::tokenize,

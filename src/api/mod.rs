@@ -37,6 +37,7 @@ pub fn router(state: AppState) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(routes::chat::chat))
         .route("/v1/completions", post(routes::completions::completions))
+        .route("/v1/responses", post(routes::responses::responses))
         .route("/v1/models", get(routes::models::list))
         // An id may hold slashes.
         .route("/v1/models/{*model}", get(routes::models::retrieve))

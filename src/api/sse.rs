@@ -36,6 +36,11 @@ pub(crate) fn data(value: &impl Serialize) -> Event {
     Event::default().data(json)
 }
 
+/// The same as an event with a name.
+pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
+    data(value).event(name)
+}
+
 /// The event that ends a stream of chunks.
 pub(crate) fn done() -> Event {
     Event::default().data("[DONE]")

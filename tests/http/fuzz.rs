@@ -61,7 +61,7 @@ fn twisted(luck: &mut Luck, mut body: Value, fields: &[String]) -> Value {
         body[field] = value(luck, 3);
     }
     // What is accepted should end soon.
-    for limit in ["max_tokens", "max_completion_tokens"] {
+    for limit in ["max_tokens", "max_completion_tokens", "max_output_tokens"] {
         if luck.below(2) == 0 || body[limit].as_u64().is_some_and(|most| most > 4) {
             body[limit] = json!(1);
         }
@@ -105,6 +105,7 @@ async fn no_body_is_a_failure() {
     let targets = [
         ("/v1/chat/completions", chat_body("hello", json!({"max_tokens": 2})), fields("ChatRequest")),
         ("/v1/completions", plain, fields("CompletionRequest")),
+        ("/v1/responses", json!({"input": "hello", "max_output_tokens": 2}), fields("ResponsesRequest")),
         ("/tokenize", json!({"prompt": "hello"}), fields("TokenizeRequest")),
         ("/detokenize", json!({"tokens": [1, 2]}), fields("DetokenizeRequest")),
     ];

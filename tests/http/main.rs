@@ -8,6 +8,7 @@ mod errors;
 mod fuzz;
 mod guard;
 mod parrot;
+mod responses;
 mod small;
 mod streams;
 mod support;

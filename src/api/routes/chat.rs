@@ -20,6 +20,7 @@ use super::super::wire::chat::{
     AssistantMessage, CalledFunction, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, ChunkChoice,
     ChunkDelta, ToolCall,
 };
+use super::super::wire::options::ResponseFormat;
 use super::super::wire::progress::ProgressFrame;
 use super::super::wire::usage::Usage;
 use crate::prompt::{Chat, Dialect};
@@ -132,14 +133,19 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
     if request.modalities.as_ref().is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
         return Err(ApiError::unsupported("modalities", "'modalities' must be [\"text\"]."));
     }
-    match request.response_format.as_ref().map(|format| format.r#type.as_deref()) {
+    text_only(request.response_format.as_ref(), "response_format.type")
+}
+
+/// Refuses forms of an answer that would have to be enforced; `path` is where the request says its form.
+pub(crate) fn text_only(format: Option<&ResponseFormat>, path: &str) -> Result<(), ApiError> {
+    match format.map(|format| format.r#type.as_deref()) {
         None | Some(Some("text")) => Ok(()),
-        Some(None) => Err(ApiError::missing("response_format.type")),
-        Some(Some("json_object" | "json_schema")) => Err(ApiError::unsupported(
-            "response_format.type",
-            "JSON output is not enforced by this server yet; 'response_format.type' must be 'text'.",
-        )),
-        Some(Some(_)) => Err(ApiError::invalid("response_format.type", "'response_format.type' must be 'text'.")),
+        Some(None) => Err(ApiError::missing(path)),
+        Some(Some("json_object" | "json_schema")) => {
+            let message = format!("JSON output is not enforced by this server yet; '{path}' must be 'text'.");
+            Err(ApiError::unsupported(path, message))
+        }
+        Some(Some(_)) => Err(ApiError::invalid(path, format!("'{path}' must be 'text'."))),
     }
 }
 

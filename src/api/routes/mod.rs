@@ -5,4 +5,5 @@ pub(crate) mod completions;
 pub(crate) mod document;
 pub(crate) mod models;
 pub(crate) mod probes;
+pub(crate) mod responses;
 pub(crate) mod tokens;

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::chat::ContentPart;
 use super::options::{NamedTool, ProgressOptions};
+use super::responses::InputItem;
 
 /// One or more stop strings.
 #[derive(Debug, Clone, PartialEq, ToSchema)]
@@ -37,6 +38,16 @@ pub enum Content {
     Text(String),
     /// Parts, in order.
     Parts(Vec<ContentPart>),
+}
+
+/// What is to be answered.
+#[derive(Debug, Clone, ToSchema)]
+#[serde(untagged)]
+pub enum Input {
+    /// What the user says.
+    Text(String),
+    /// A conversation.
+    Items(Vec<InputItem>),
 }
 
 /// A prompt for plain continuation, in one of four forms.
@@ -102,6 +113,9 @@ text_or!(Stop, "a string or an array of strings", text => Stop::One, visit_seq(a
 });
 text_or!(Content, "a string or an array of content parts", text => Content::Text, visit_seq(access: SeqAccess) => {
     collect(access).map(Content::Parts)
+});
+text_or!(Input, "a string or an array of messages", text => Input::Text, visit_seq(access: SeqAccess) => {
+    collect(access).map(Input::Items)
 });
 text_or!(ToolChoice, "\"none\", \"auto\" or a named tool", text => ToolChoice::Mode, visit_map(access: MapAccess) => {
     NamedTool::deserialize(MapAccessDeserializer::new(access)).map(ToolChoice::Named)

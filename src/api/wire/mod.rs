@@ -12,4 +12,5 @@ pub mod either;
 pub mod options;
 pub mod other;
 pub mod progress;
+pub mod responses;
 pub mod usage;

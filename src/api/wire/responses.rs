@@ -1,0 +1,294 @@
+//! `POST /v1/responses`: the stateless subset.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::chat::{ReasoningEffort, Seed};
+use super::either::{Content, Input};
+use super::options::{DiffusionOptions, ResponseFormat, StreamOptions};
+use super::progress::ProgressFrame;
+
+/// An input to be answered. Nothing is remembered between requests.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[schema(examples(json!({"model": "canvasd-demo", "input": "What is the capital of France?"})))]
+pub struct ResponsesRequest {
+    /// Name of the model, or one of its aliases; absent means the one model that is served. Another name is a 404.
+    pub model: Option<String>,
+    /// A text, or messages.
+    #[schema(required = true, nullable = false)]
+    pub input: Option<Input>,
+    /// A system message in front of the input.
+    pub instructions: Option<String>,
+    /// Sends the answer as server-sent events, as it is committed. Default false.
+    pub stream: Option<bool>,
+    /// What the stream carries beside the text; `include_usage` has no effect, since the last event holds the usage.
+    pub stream_options: Option<StreamOptions>,
+    /// Short for `stream_options.include_diffusion_progress: true`; progress comes as events of the type
+    /// `canvasd.diffusion.progress`.
+    pub diffusing: Option<bool>,
+    /// Most tokens of the answer; exact. What does not fit into the context is cut off it.
+    #[schema(minimum = 1)]
+    pub max_output_tokens: Option<usize>,
+    /// 0 to 2, default 1; acts as in chat.
+    #[schema(minimum = 0, maximum = 2)]
+    pub temperature: Option<f64>,
+    /// Above 0, up to 1, default 1; acts as in chat.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
+    pub top_p: Option<f64>,
+    /// Same seed, same text.
+    #[schema(value_type = Option<i64>)]
+    pub seed: Option<Seed>,
+    /// Whether the model thinks first.
+    pub reasoning: Option<ReasoningOptions>,
+    /// The form of the answer.
+    pub text: Option<TextOptions>,
+    /// How canvases are denoised.
+    pub diffusion: Option<DiffusionOptions>,
+    /// Refused unless empty: this endpoint calls no tools; chat does.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Vec<Value>>,
+    /// `auto` or `none`; anything else is refused.
+    #[schema(value_type = Option<Value>)]
+    pub tool_choice: Option<Value>,
+    /// Accepted; has no effect without tools.
+    pub parallel_tool_calls: Option<bool>,
+    /// Accepted; has no effect without tools.
+    pub max_tool_calls: Option<u64>,
+    /// Refused: nothing is remembered; send the conversation as `input`.
+    pub previous_response_id: Option<String>,
+    /// Refused: nothing is remembered.
+    #[schema(value_type = Option<Value>)]
+    pub conversation: Option<Value>,
+    /// `true` is refused: nothing runs behind a client's back.
+    pub background: Option<bool>,
+    /// Refused unless empty: there is nothing more to include.
+    pub include: Option<Vec<String>>,
+    /// Refused: no prompts are stored.
+    #[schema(value_type = Option<Object>)]
+    pub prompt: Option<Value>,
+    /// `disabled`; `auto` is refused: an input beyond the context is an error.
+    pub truncation: Option<String>,
+    /// Refused unless 0: log-probabilities come from the other endpoints.
+    pub top_logprobs: Option<u32>,
+    /// Accepted; nothing is ever stored.
+    pub store: Option<bool>,
+    /// Accepted and given back; has no effect.
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Accepted; has no effect.
+    pub user: Option<String>,
+    /// Accepted; all requests are served alike.
+    pub service_tier: Option<String>,
+    /// Accepted; has no effect.
+    pub safety_identifier: Option<String>,
+    /// Accepted; prefixes are found without it.
+    pub prompt_cache_key: Option<String>,
+    /// Accepted; has no effect.
+    pub prompt_cache_retention: Option<String>,
+}
+
+/// Whether the model thinks first.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct ReasoningOptions {
+    /// As `reasoning_effort` in chat.
+    pub effort: Option<ReasoningEffort>,
+    /// Accepted; thoughts come whole, never as a summary.
+    pub summary: Option<String>,
+    /// Accepted; the older name of `summary`.
+    pub generate_summary: Option<String>,
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct TextOptions {
+    /// `{"type": "text"}`; the JSON formats are refused until they are enforced.
+    pub format: Option<ResponseFormat>,
+    /// Accepted; has no effect: the model has no such control.
+    pub verbosity: Option<String>,
+}
+
+/// An item of the input. The output of an earlier answer may be sent back as it is.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct InputItem {
+    /// `message`, also where absent. `reasoning` is accepted and left out: old thoughts are not shown to the model.
+    pub r#type: Option<String>,
+    /// Who speaks: `system`, `developer`, `user` or `assistant`.
+    pub role: Option<super::chat::Role>,
+    /// Text, or parts.
+    pub content: Option<Content>,
+    /// Accepted; has no effect.
+    pub id: Option<String>,
+    /// Accepted; has no effect.
+    pub status: Option<String>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub summary: Option<Value>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub encrypted_content: Option<Value>,
+    /// Accepted; has no effect.
+    #[schema(value_type = Option<Value>)]
+    pub phase: Option<Value>,
+}
+
+/// An answer, whole or on its way.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ResponseObject {
+    /// Of this request.
+    pub id: String,
+    /// `response`.
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// `in_progress`, `completed`, `incomplete` or `failed`.
+    pub status: &'static str,
+    /// Always false.
+    pub background: bool,
+    /// Always null: an error in the middle of a stream is an event of its own.
+    #[schema(required = true)]
+    pub error: Option<String>,
+    /// Why the answer is incomplete: `max_output_tokens`.
+    #[schema(required = true)]
+    pub incomplete_details: Option<IncompleteDetails>,
+    /// As they were sent.
+    #[schema(required = true)]
+    pub instructions: Option<String>,
+    /// As it was sent.
+    #[schema(required = true)]
+    pub max_output_tokens: Option<usize>,
+    /// The model that answers.
+    pub model: String,
+    /// A `reasoning` item where the model thought, then a `message`.
+    pub output: Vec<OutputItem>,
+    /// Always true.
+    pub parallel_tool_calls: bool,
+    /// Always null.
+    #[schema(required = true)]
+    pub previous_response_id: Option<String>,
+    /// Always false: nothing is stored.
+    pub store: bool,
+    /// As it was sent, or its default.
+    pub temperature: f64,
+    /// As it was sent, or its default.
+    pub top_p: f64,
+    /// `{"format": {"type": "text"}}`.
+    #[schema(value_type = Object)]
+    pub text: Value,
+    /// `auto`.
+    pub tool_choice: &'static str,
+    /// Always empty.
+    #[schema(value_type = Vec<Object>)]
+    pub tools: Vec<Value>,
+    /// `disabled`.
+    pub truncation: &'static str,
+    /// What it cost; null until it is complete.
+    #[schema(required = true)]
+    pub usage: Option<ResponseUsage>,
+    /// As it was sent.
+    #[schema(value_type = Object)]
+    pub metadata: Map<String, Value>,
+}
+
+/// Why an answer is incomplete.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct IncompleteDetails {
+    /// `max_output_tokens`.
+    pub reason: &'static str,
+}
+
+/// A part of the output.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct OutputItem {
+    /// Its id.
+    pub id: String,
+    /// `message` or `reasoning`.
+    pub r#type: &'static str,
+    /// `in_progress` or `completed`.
+    pub status: &'static str,
+    /// `assistant`; absent in reasoning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// What it holds.
+    pub content: Vec<OutputPart>,
+    /// Always empty, and in reasoning only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub summary: Option<Vec<Value>>,
+}
+
+/// A piece of text in the output.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct OutputPart {
+    /// `output_text` or `reasoning_text`.
+    pub r#type: &'static str,
+    /// The text.
+    pub text: String,
+    /// Always empty, and in messages only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub annotations: Option<Vec<Value>>,
+    /// Always empty, and in messages only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub logprobs: Option<Vec<Value>>,
+}
+
+/// What an answer cost.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ResponseUsage {
+    /// Tokens of the input.
+    pub input_tokens: usize,
+    /// More about them.
+    pub input_tokens_details: super::usage::PromptTokens,
+    /// Tokens of the answer, up to its end.
+    pub output_tokens: usize,
+    /// More about them.
+    pub output_tokens_details: super::usage::CompletionTokens,
+    /// Both.
+    pub total_tokens: usize,
+    /// What the denoising cost.
+    pub diffusion: super::usage::DiffusionUsage,
+}
+
+/// One event of a stream; which fields it has depends on its type.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct ResponseEvent {
+    /// `response.created`, `response.in_progress`, `response.output_item.added`, `response.content_part.added`,
+    /// `response.output_text.delta`, `response.reasoning_text.delta`, their `.done` forms, `response.completed`,
+    /// `response.incomplete`, `error`, or `canvasd.diffusion.progress`.
+    pub r#type: String,
+    /// Counts the events of the stream, from 0.
+    pub sequence_number: u64,
+    /// The answer as it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<ResponseObject>,
+    /// Number of the item within the output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_index: Option<usize>,
+    /// Id of the item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item_id: Option<String>,
+    /// Number of the part within the item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_index: Option<usize>,
+    /// The item.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item: Option<OutputItem>,
+    /// The part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<OutputPart>,
+    /// More text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<String>,
+    /// The whole text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Always empty, and beside an output text only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub logprobs: Option<Vec<Value>>,
+    /// How a canvas stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diffusion: Option<ProgressFrame>,
+}
