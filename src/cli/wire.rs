@@ -142,8 +142,10 @@ fn settings(config: &Config, limits: &Limits) -> Settings {
 }
 
 /// Memory for keys and values where none is configured: half of what is free once the weights are loaded, but not more than
-/// the most requests that may run could ever fill, twice (once for themselves, once for prefixes worth keeping).
+/// 4 GiB (the pools are touched at start, and a server should not take a machine unasked), nor than the most requests that may
+/// run could ever fill, twice (once for themselves, once for prefixes worth keeping).
 fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
+    const MOST: u64 = 4 << 30;
     let page = limits.page_tokens.max(1);
     let full = limits.context.div_ceil(page);
     // Sliding layers give pages back that fell out of the window.
@@ -152,5 +154,5 @@ fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
     let one = pages(full, limits.full_page_bytes).saturating_add(pages(sliding, limits.sliding_page_bytes));
     let all = one.saturating_mul(config.max_running as u64).saturating_mul(2);
     // Where the system does not tell, a modest machine is assumed.
-    (free.unwrap_or(4 << 30) / 2).min(all)
+    (free.unwrap_or(MOST) / 2).min(MOST).min(all)
 }

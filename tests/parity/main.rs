@@ -7,6 +7,7 @@
 mod cases;
 mod company;
 mod fixture;
+mod formats;
 mod refusals;
 mod statistics;
 mod traces;
