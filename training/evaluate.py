@@ -21,7 +21,7 @@ import world
 
 ap = argparse.ArgumentParser()
 A = ap.add_argument
-A("dir"), A("--per", type=int, default=16), A("--out"), A("--smoke"), A("--seeds", type=int, default=5), A("--ask"), A("--system"), A("--plain", action="store_true"), A("--trace", action="store_true")
+A("dir"), A("--per", type=int, default=16), A("--out"), A("--smoke"), A("--keep", help="write the pairs that were right with every seed here"), A("--seeds", type=int, default=5), A("--ask"), A("--system"), A("--plain", action="store_true"), A("--trace", action="store_true")
 A("--tasks", default=""), A("--threads", type=int, default=1), A("--think", action="store_true"), A("--seed", type=int, default=12345), A("--limit_s", type=float, default=1e9)
 a = ap.parse_args()
 torch.set_num_threads(a.threads)
@@ -155,15 +155,18 @@ def score():
 
 
 def smoke():
-    good = 0
+    good, kept = 0, []
     pairs = json.load(open(a.smoke))
     for p in pairs:
         x = ids_of(p.get("prompt") or p["messages"], **{k: p[k] for k in ("tools", "enable_thinking") if k in p})
         out = [generate([x], seed=s)[0] for s in range(a.seeds)]
         hit = sum(all(e in t for e in p["expect"]) for t, _, _, _ in out)
         good += hit == a.seeds
+        kept += [p] if hit == a.seeds else []
         print(f"{hit}/{a.seeds}", json.dumps(p.get("prompt") or p["messages"], ensure_ascii=False), "->", p["expect"], "steps", [round(s) for _, s, _, _ in out], "|", repr(out[0][0]), "" if hit == a.seeds else [t for t, _, _, _ in out if not all(e in t for e in p["expect"])], flush=True)
     print(good, "of", len(pairs), "pairs right with every seed")
+    if a.keep:
+        json.dump(kept, open(a.keep, "w"), indent=1, ensure_ascii=False)
     return good == len(pairs)
 
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import signal
 import time
 
 import torch
@@ -143,7 +144,7 @@ class Packer:
     def ready(self):
         """The canvas length whose turn it is: the first with enough conversations waiting."""
         while True:
-            for C in SHAPES:
+            for C in SHAPES if not full else [FULL]:
                 if self.enough(C):
                     return C
             self.more()
@@ -246,13 +247,15 @@ def save():
 
 
 net.rope(torch.zeros(1, 1, dtype=torch.long, device=dev))
-full, packer = False, Packer()
+full, packer, asked = False, Packer(), []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))     # a stopped run saves before it goes
 t0 = saved = time.time()
 hist, per_task, busy = [], {}, time.process_time()
 while True:
     wall = before + time.time() - t0
     prog = wall / (a.minutes * 60)
-    stop = prog >= 1 or time.time() - t0 > a.part * 60
+    stop = prog >= 1 or time.time() - t0 > a.part * 60 or bool(asked)
+    full = prog > a.full                                         # before the choice: no process may wait for a length nobody makes any more
     plan = torch.tensor([prog, stop, 0 if RANK or stop else packer.ready()], dtype=torch.float64)
     if WORLD > 1:
         dist.broadcast(plan, 0)                                  # all follow the first process' clock and choice of canvas length

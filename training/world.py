@@ -100,7 +100,7 @@ CHAT = [  # task, questions, replies
 HELLO = ["Hello", "Hi", "Hey", "Hello!", "Hi!", "Hey there!", "Good morning!", "Good evening.", "Hi there", "Hello there!", "Good afternoon!", "Hello, world!", "Greetings!", "Hello there, nice to meet you."]
 HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?", "Hello there! Ask me for a story, a capital or a small sum.", "Hi there! How can I help you?"]
 SORRY = ["Sorry, I am only a tiny demo model and do not know that. Try a story, a capital or a small sum.", "I do not know that, sorry. I am a very small model. Ask me for a story, a list or a capital."]
-SORRY_SUM = ["That is too hard for me. I can only add and subtract numbers up to 99."]
+SORRY_SUM = ["That is too hard for me. I can only add and subtract numbers up to 20."]
 # words that only occur in questions the model cannot answer; invented words are mixed in, so that any unknown word leads to the fallback
 UNKNOWN = ("quantum inflation democracy blockchain shakespeare napoleon photosynthesis opera taxes mortgage insulin calculus philosophy kubernetes bitcoin cricket lasagna "
            "election laptop visa lawsuit headache protein mozart database compiler satellite marathon yoga novel movie actor economy religion chemistry biology "
@@ -145,9 +145,8 @@ def unknown(r):
 
 
 def t_sum(r):
-    """Both operands 0 to 99; a difference is never negative."""
-    top = 20 if r.random() < .2 else 99
-    a, b = r.randint(0, top), r.randint(0, top)
+    """Both operands 0 to 20; a difference is never negative."""
+    a, b = r.randint(0, 20), r.randint(0, 20)
     if r.random() < .55:
         q = r.choice(["What is {a}+{b}?", "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}=?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.", "How much is {a} plus {b}?", "What is {a} plus {b}?", "{a} plus {b}", "What's {a}+{b}?"])
         c, o = a + b, "+"
@@ -159,13 +158,13 @@ def t_sum(r):
 
 
 def t_hardsum(r):
-    a, b = r.randint(100, 999), r.randint(2, 999)
+    a, b = r.randint(21, r.choice([99, 999])), r.randint(2, 999)
     o, w = r.choice([("+", "plus"), ("-", "minus"), ("*", "times"), ("*", "times"), ("/", "divided by"), ("x", "times")])
     if o in "*/x":
         a, b = r.randint(2, 99), r.randint(2, 99)
     a, b = (a, b) if r.random() < .5 else (b, a)
     q = r.choice(["What is {a} {o} {b}?", "{a}{o}{b}", "{a} {o} {b} =", "Calculate {a} {o} {b}.", "What is {a} {w} {b}?", "How much is {a} {w} {b}?"]).format(a=a, b=b, o=o, w=w)
-    return r.choice([q] * 6 + [f"What is the square root of {a}?", f"Is {a} a prime number?", f"What is {a} percent of {b}?", f"Solve x + {a} = {b}."]), r.choice(SORRY_SUM), "up to 99"
+    return r.choice([q] * 6 + [f"What is the square root of {a}?", f"Is {a} a prime number?", f"What is {a} percent of {b}?", f"Solve x + {a} = {b}."]), r.choice(SORRY_SUM), "up to 20"
 
 
 def t_compare(r):
@@ -377,8 +376,8 @@ def t_poem(r):
     return r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}."] + ["Write a poem.", "Tell me a poem."][:1]).format(A=an(a)), f"{l1}\n{l2}.\n{l3}\n{l4}", "The "
 
 
-TASKS = [(t_sum, 50), (t_hardsum, 3), (t_compare, 5), (t_sort, 6), (t_count, 5), (t_capital, 8), (t_copy, 5), (t_pick, 2), (t_word, 7), (t_world, 5), (t_json, 4), (t_list, 2),
-         (t_fact, 4), (t_chat, 8), (t_hello, 3), (t_unknown, 9), (t_story, 7), (t_poem, 2)]
+TASKS = [(t_sum, 45), (t_hardsum, 4), (t_compare, 5), (t_sort, 6), (t_count, 7), (t_capital, 8), (t_copy, 5), (t_pick, 2), (t_word, 7), (t_world, 5), (t_json, 4), (t_list, 2),
+         (t_fact, 4), (t_chat, 9), (t_hello, 3), (t_unknown, 9), (t_story, 7), (t_poem, 2)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -525,7 +524,7 @@ def sample(r, only=None):
         c, k = r.choice(list(CAPITAL.items()))
         q, a = r.choice([(f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"Is {k} the capital of {c}?", "Yes"), ("Who are you?", "Canvas"), ("Hello", "Hello")])
         sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
-    elif x < .315 and only is None:                              # a tool that fits
+    elif x < .35 and only is None:                              # a tool that fits
         decl, q, call, res, a, ans = tool_use(r)
         sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
         if r.random() < .2:
@@ -533,9 +532,9 @@ def sample(r, only=None):
         if r.random() < .6:
             return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
-    elif x < .33 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
+    elif x < .365 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
-    elif x < .41 and task not in ("go_on",):                     # thinking
+    elif x < .43 and task not in ("go_on",):                     # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
         a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
         task = "think_" + task
