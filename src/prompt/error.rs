@@ -7,7 +7,7 @@ pub enum PromptError {
     #[error("this checkpoint has no chat template: send the whole prompt as text to /v1/completions instead")]
     NoTemplate,
     /// The conversation has no message.
-    #[error("messages must hold at least one message")]
+    #[error("at least one message is needed")]
     NoMessages,
     /// The template itself refuses the conversation (`raise_exception`); its own words.
     #[error("the chat template refuses this conversation: {0}")]
@@ -22,10 +22,12 @@ pub enum PromptError {
     #[error("this checkpoint's chat template knows no thinking: leave it off")]
     NoThinking,
     /// A template argument would replace what the server fills in.
-    #[error("chat_template_kwargs.{0} is filled in by the server and cannot be given")]
+    #[error("the server fills in {0} itself: leave it out of chat_template_kwargs")]
     ReservedArgument(String),
     /// The arguments of a tool call in the history are not a JSON object.
-    #[error("messages[{message}].tool_calls[{call}].function.arguments must be the JSON text of an object: {reason}")]
+    #[error(
+        "the arguments in messages[{message}].tool_calls[{call}].function must be the JSON text of an object: {reason}"
+    )]
     Arguments {
         /// Index of the message.
         message: usize,

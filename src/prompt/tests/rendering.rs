@@ -107,7 +107,7 @@ fn what_a_template_cannot_express_is_refused_by_name() {
     reserved.kwargs.insert("bos_token".to_owned(), json!("y"));
     assert_eq!(
         refused(&reserved).to_string(),
-        "chat_template_kwargs.bos_token is filled in by the server and cannot be given"
+        "the server fills in bos_token itself: leave it out of chat_template_kwargs"
     );
 }
 
@@ -136,7 +136,7 @@ fn arguments_in_the_history_must_be_objects() {
             Ok(_) => assert!(good, "{arguments}"),
             Err(error) => {
                 assert!(!good, "{arguments}");
-                assert!(error.to_string().starts_with("messages[1].tool_calls[0].function.arguments"), "{error}");
+                assert!(error.to_string().contains("messages[1].tool_calls[0].function"), "{error}");
             }
         }
     }
