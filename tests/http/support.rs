@@ -35,7 +35,8 @@ const TEMPLATE: &str = "\
 {{ m['content'] if m['content'] is string else m['content'] | map(attribute='text') | join }}\
 {% for c in m['tool_calls'] or [] %}<|tool_call>call:{{ c['function']['name'] }}{}<tool_call|>{% endfor %}\
 {{ '<turn|>\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}";
+{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% if thought == 'open' %}{{ '<|channel>thought\n' }}\
+{% elif thought == 'closed' %}{{ '<|channel>thought\n<channel|>' }}{% endif %}{% endif %}";
 
 pub fn ids(text: &str) -> Vec<u32> {
     TOKENIZER.encode_fast(text, false).expect("text").get_ids().to_vec()
@@ -57,6 +58,8 @@ fn script() -> Script {
         ("umlaut", say("Grüße 😀 aus Köln — größer als ½.")),
         ("think", say("<|channel>thought\nThe fox asks.<channel|>It is a fox.")),
         ("blank", say("<|channel>thought\n<channel|>Nothing to think.")),
+        ("untitled", say("thought\n<channel|>A bare title.")),
+        ("look", say(&format!("A look.\n{}\n", call("Paris")))),
         ("call", say(&call("Paris"))),
         ("both", say(&format!("{}{}", call("Paris"), call("Rome")))),
         ("broken", say("<|tool_call>weather Paris<tool_call|>")),
