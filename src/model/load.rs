@@ -330,7 +330,7 @@ impl Loader<'_> {
         &self,
         cpu: &Cpu,
         name: &str,
-        (gate, up): ((ElementType, &[u8]), (ElementType, &[u8])),
+        [gate, up]: [(ElementType, &[u8]); 2],
         (outputs, inputs): (usize, usize),
     ) -> Result<PackedMatrix, LoadError> {
         let (gate, up) = (self.converted(name, gate.0, gate.1)?, self.converted(name, up.0, up.1)?);
@@ -360,7 +360,7 @@ impl Loader<'_> {
                     gate_up: self.gated(
                         cpu,
                         &gate,
-                        ((g.element, &g.bytes), (u.element, &u.bytes)),
+                        [(g.element, &g.bytes), (u.element, &u.bytes)],
                         (g.shape[0], g.shape[1]),
                     )?,
                     down: self.packed(cpu, &down, d.element, &d.bytes, &d.shape)?,
@@ -463,7 +463,7 @@ impl Loader<'_> {
         let both = self.stack(gate_up, |name, element, bytes, shape| {
             // Gate rows, then up rows.
             let (gate, up) = bytes.split_at(bytes.len() / 2);
-            self.gated(cpu, name, ((element, gate), (element, up)), (shape[0] / 2, shape[1]))
+            self.gated(cpu, name, [(element, gate), (element, up)], (shape[0] / 2, shape[1]))
         })?;
         let downs = self.stack(down, |name, element, bytes, shape| self.packed(cpu, name, element, bytes, shape))?;
         Ok(Experts::Own(cpu.clone(), cpu::Experts::new(both, downs).map_err(refused(gate_up))?))

@@ -63,7 +63,8 @@ fn wrong_segments_are_refused_alone() {
         change(&mut segment);
         refused(&mut world, why, segment);
     }
-    let views: [(&str, fn(&mut KvView)); 5] = [
+    type Look = fn(&mut KvView);
+    let views: [(&str, Look); 5] = [
         ("full page", |kv| kv.full[0] = PageId(u32::MAX)),
         ("sliding page", |kv| kv.sliding[0] = PageId(48)),
         ("no multiple", |kv| kv.sliding_from = 3),
