@@ -219,7 +219,8 @@ fn quantizing_on_load_and_into_a_file_give_the_same_bits() {
 
 #[test]
 fn half_precision_stays_close() {
-    let narrow: [(Dtype, fn(f32) -> [u8; 2], f64); 2] = [
+    type Narrow = fn(f32) -> [u8; 2];
+    let narrow: [(Dtype, Narrow, f64); 2] = [
         (Dtype::F16, |value| half::f16::from_f32(value).to_le_bytes(), 0.002),
         (Dtype::BF16, |value| half::bf16::from_f32(value).to_le_bytes(), 0.02),
     ];
