@@ -52,7 +52,7 @@ class Server:
         self._listening.set()
 
     def client(self, **options):
-        return openai.OpenAI(**({"base_url": self.url + "/v1", "api_key": "none", "max_retries": 0, "timeout": 120} | options))
+        return openai.OpenAI(**({"base_url": self.url + "/v1", "api_key": "none", "max_retries": 0, "timeout": 600} | options))
 
     def stop(self, patience=60):
         """Sends SIGTERM and gives the exit code."""
