@@ -5,7 +5,7 @@ use super::{
     Cpu,
     memory::{Scratch, Shared},
     pack::{Columns, PANEL, PackedMatrix},
-    product::{Operand, PackedRows, row_block},
+    product::{Operand, PackedRows},
     rows::GatedGelu,
 };
 use crate::kernels::KernelError;
@@ -157,10 +157,9 @@ impl Cpu {
         };
         self.pool().run(groups.active.len() * parts, |index| {
             let (expert, start, count) = groups.active[index / parts];
-            let panels = row_block(panels, panels.div_ceil(parts), index % parts);
-            if panels.is_empty() {
-                return;
-            }
+            // `parts` is at most the number of panels, so that no part is empty and none lies beyond them.
+            let part = index % parts;
+            let panels = panels * part / parts..panels * (part + 1) / parts;
             let members = &groups.rows[start..start + count];
             let mut packed = Scratch::take(count * operand.width(k));
             operand.pack(count, k, |i| &x[members[i] as usize * k..][..k], &mut packed);
