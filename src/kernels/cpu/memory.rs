@@ -26,6 +26,9 @@ unsafe impl Plain for u32 {}
 /// A fixed-length buffer whose start is aligned to 64 bytes (2 MiB for large ones, so that the kernel can back it with
 /// huge pages), zero at first. Untouched pages of a large buffer cost no memory.
 pub(super) struct Aligned<T: Plain> {
+    /// What the allocator gave.
+    base: NonNull<u8>,
+    /// The first aligned address from `base` on.
     start: NonNull<T>,
     len: usize,
 }
@@ -38,24 +41,39 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 const HUGE: usize = 2 << 20;
 
 impl<T: Plain> Aligned<T> {
+    fn bytes_of(len: usize) -> usize {
+        len.checked_mul(size_of::<T>()).expect("buffer sizes are checked by the callers").max(64)
+    }
+
+    fn alignment(len: usize) -> usize {
+        if Self::bytes_of(len) >= 2 * HUGE { HUGE } else { 64 }
+    }
+
+    /// What is asked of the allocator. Its own alignment is asked for, and the start is aligned by hand: zeroed memory
+    /// of a larger alignment is written by the standard allocator, every page of it, instead of coming untouched.
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).expect("buffer sizes are checked by the callers");
-        let align = if bytes >= 2 * HUGE { HUGE } else { 64 };
-        Layout::from_size_align(bytes.max(64), align).expect("buffer sizes are checked by the callers")
+        let bytes = Self::bytes_of(len).checked_add(Self::alignment(len));
+        bytes
+            .and_then(|bytes| Layout::from_size_align(bytes, 16).ok())
+            .expect("buffer sizes are checked by the callers")
     }
 
     /// `len` zeros.
     pub(super) fn zeroed(len: usize) -> Aligned<T> {
-        let layout = Self::layout(len);
+        let (layout, align) = (Self::layout(len), Self::alignment(len));
         // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start.cast::<T>()) else { handle_alloc_error(layout) };
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else { handle_alloc_error(layout) };
+        let shift = base.as_ptr().align_offset(align);
+        assert!(shift < align, "bytes can be aligned to any power of two");
+        // SAFETY: the layout has `align` bytes more than the buffer, and the shift is below that.
+        let start = unsafe { base.add(shift) };
         #[cfg(target_os = "linux")]
-        if layout.align() == HUGE {
+        if align == HUGE {
             // SAFETY: the range was just allocated; the advice changes no contents, and a refusal is harmless.
-            unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(start.as_ptr().cast(), Self::bytes_of(len), libc::MADV_HUGEPAGE) };
         }
-        Aligned { start, len }
+        Aligned { base, start: start.cast(), len }
     }
 
     /// Bytes held.
@@ -67,7 +85,7 @@ impl<T: Plain> Aligned<T> {
 impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with the same layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.len)) }
     }
 }
 
