@@ -1,0 +1,189 @@
+//! The scheduler with the checkpoint that ships: what a request gets is bit for bit the same alone and in any company,
+//! whatever was cached and with any number of threads.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use canvasd::checkpoint::{Source, open};
+use canvasd::model::{DeviceChoice, DiffusionGemma, LoadOptions};
+use canvasd::pass::Denoiser;
+use canvasd::scheduler::{
+    Choice, CommitGate, Core, Drafts, Draw, Event, FinishReason, Job, Penalties, Sampler, Settings, Ticket, Verdict,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+fn demo(threads: usize) -> DiffusionGemma {
+    let checkpoint = open(&Source::parse(None).expect("the demo")).expect("opens");
+    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads };
+    DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).expect("loads")
+}
+
+/// Ends a text at the demo's end of turn.
+struct EndOfTurn;
+
+impl CommitGate for EndOfTurn {
+    fn commit(&mut self, tokens: &[u32]) -> Verdict {
+        match tokens.iter().position(|&token| token == 1 || token == 6) {
+            Some(at) => Verdict::Finish { keep: at + 1, reason: FinishReason::Stop },
+            None => Verdict::Continue,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Wanted {
+    /// Prompts of the same head begin alike.
+    head: u32,
+    length: usize,
+    seed: u64,
+    n: u32,
+    max_tokens: usize,
+    steps: usize,
+}
+
+impl Wanted {
+    fn job(&self) -> Job {
+        let head = (0..20).map(|i| 30 + (self.head * 101 + i * 7) % 2000);
+        let tail = (0..self.length as u32).map(|i| 40 + (self.head * 37 + self.length as u32 * 11 + i * i) % 2000);
+        Job {
+            prompt: [2].into_iter().chain(head).chain(tail).collect(),
+            resume_points: vec![21],
+            choices: (0..self.n).map(|stream| Choice { seed: self.seed, stream, gate: Box::new(EndOfTurn) }).collect(),
+            max_tokens: self.max_tokens,
+            sampler: Sampler { max_steps: self.steps, ..Sampler::default() },
+            draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
+            bias: Arc::new([]),
+            penalties: Penalties::default(),
+            top_k: 3,
+            timeout: None,
+            drafts: Drafts::Off,
+        }
+    }
+}
+
+/// Everything a choice was told, floats as bits.
+type Told = Vec<(u32, u32, Vec<(u32, u32)>)>;
+
+fn read(ticket: &mut Ticket, told: &mut [Told]) -> bool {
+    let mut ended = true;
+    for (reader, told) in ticket.choices.iter_mut().zip(told) {
+        let mut end = false;
+        while let Some(event) = reader.try_next() {
+            match event {
+                Event::Committed(committed) => told.extend(committed.tokens.iter().map(|token| {
+                    let top = token.top.iter().map(|candidate| (candidate.token, candidate.logit.to_bits())).collect();
+                    (token.id, token.logprob.to_bits(), top)
+                })),
+                Event::Finished(_) => end = true,
+                Event::Failed(error) => panic!("{error}"),
+            }
+        }
+        ended &= end;
+    }
+    ended
+}
+
+struct World {
+    model: DiffusionGemma,
+    core: Core,
+}
+
+impl World {
+    fn new(threads: usize, settings: Settings) -> World {
+        let mut model = demo(threads);
+        let (core, capacity) = Core::new(model.limits(), &settings, Instant::now()).expect("fits");
+        model.reserve(capacity).expect("reserved");
+        World { model, core }
+    }
+
+    fn submit(&mut self, wanted: &Wanted) -> (Ticket, Vec<Told>) {
+        let (submission, ticket) = self.core.front().accept(wanted.job(), Instant::now()).expect("taken");
+        self.core.arrive(submission);
+        (ticket, vec![Told::new(); wanted.n as usize])
+    }
+
+    fn pass(&mut self) -> bool {
+        let planned = self.core.plan(Instant::now());
+        if planned {
+            let answer = self.model.run(self.core.pass());
+            self.core.apply(answer, Instant::now());
+        }
+        planned
+    }
+
+    fn alone(&mut self, wanted: &Wanted) -> Vec<Told> {
+        let (mut ticket, mut told) = self.submit(wanted);
+        while self.pass() {}
+        read(&mut ticket, &mut told);
+        told
+    }
+}
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    (0u32..2, 0usize..50, 0u64..1000, 1u32..3, 1usize..100, 1usize..4)
+        .prop_map(|(head, length, seed, n, max_tokens, steps)| Wanted { head, length, seed, n, max_tokens, steps })
+}
+
+fn cases() -> u32 {
+    std::env::var("CANVASD_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
+}
+
+/// Requests with random companions that join at random passes, and some of which leave.
+#[test]
+fn company_changes_no_bit() {
+    let roomy = Settings { kv_bytes: 64 << 20, unread_canvases: 100, ..Settings::default() };
+    let lonely = RefCell::new(World::new(1, Settings { prefix_cache_bytes: Some(0), ..roomy.clone() }));
+    let crowded: Vec<World> =
+        [1, 2].map(|threads| World::new(threads, Settings { encode_rows: 64, max_running: 5, ..roomy.clone() })).into();
+    let crowded = RefCell::new(crowded);
+    let plays = proptest::collection::vec((wanted(), 0usize..4, proptest::option::weighted(0.2, 1usize..5)), 2..7);
+    let mut runner = TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
+    let result = runner.run(&plays, |plays| {
+        let expected: Vec<_> = plays.iter().map(|(wanted, ..)| lonely.borrow_mut().alone(wanted)).collect();
+        for world in crowded.borrow_mut().iter_mut() {
+            let mut open = Vec::new();
+            for (index, (wanted, passes, leaves)) in plays.iter().enumerate() {
+                let (ticket, told) = world.submit(wanted);
+                open.push((index, ticket, told, *leaves));
+                for _ in 0..*passes {
+                    world.pass();
+                    open.iter_mut().for_each(|(_, _, _, leaves)| *leaves = leaves.map(|n| n.saturating_sub(1)));
+                    open.retain(|(.., leaves)| *leaves != Some(0));
+                }
+            }
+            while world.pass() {}
+            for (index, mut ticket, mut told, _) in open {
+                prop_assert!(read(&mut ticket, &mut told), "everybody is told the end");
+                prop_assert_eq!(&told, &expected[index]);
+            }
+            prop_assert_eq!(world.core.audit(), Ok(()));
+        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+/// Streams at once (`CANVASD_STREAMS`, 16 by default), each the same as alone.
+#[test]
+fn many_streams_at_once_all_finish() {
+    let streams = std::env::var("CANVASD_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(16);
+    let settings =
+        Settings { max_running: 256, queue: streams, kv_bytes: 256 << 20, unread_canvases: 100, ..Settings::default() };
+    let mut world = World::new(2, settings.clone());
+    let mut lonely = World::new(2, settings);
+    let make = |i: usize| Wanted { head: i as u32 % 3, length: i % 40, seed: i as u64, n: 1, max_tokens: 30, steps: 2 };
+    let begun = Instant::now();
+    let mut open: Vec<_> = (0..streams).map(|i| world.submit(&make(i))).collect();
+    while world.pass() {}
+    println!("{streams} streams in {:?}", begun.elapsed());
+    for (i, (ticket, told)) in open.iter_mut().enumerate() {
+        assert!(read(ticket, told), "stream {i} has no end");
+        if i % 16 == 0 {
+            assert_eq!(*told, lonely.alone(&make(i)));
+        }
+    }
+}
