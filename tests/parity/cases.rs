@@ -4,10 +4,15 @@ use canvasd::model::{LayerKind, LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView};
 
 use super::fixture::{Fixture, all, committed};
-use super::world::{World, Worst, close};
+use super::world::{Tolerance, World, Worst, near};
 
 /// f32 weights: what two orders of summation may differ by.
 pub const BOUND: f32 = 1e-4;
+
+/// A reference computed in bf16 rounds every activation to 8 bits (2⁻⁹ = 0.002 of its size at most) dozens of times on
+/// the way through the layers, while we keep f32 between exactly widened weights: what remains is the reference's own
+/// distance from the same model in f32. Errors of the kind this test is for (a mask, a scale, a norm) are ten times it.
+const ROUNDED: f32 = 0.1;
 
 #[test]
 fn single_passes_equal_the_reference() {
@@ -18,7 +23,9 @@ fn single_passes_equal_the_reference() {
             skipped += compare(&fixture, tuning);
         }
     }
-    println!("{skipped} image cases skipped: images are not served yet");
+    if skipped > 0 {
+        println!("skipped: {skipped} image cases; images are not served yet");
+    }
 }
 
 #[test]
@@ -78,6 +85,10 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
+    fn tolerance(&self) -> Tolerance {
+        if self.fixture.is_rounded() { Tolerance::Relative(ROUNDED) } else { Tolerance::Absolute(BOUND) }
+    }
+
     fn run(&mut self, case: &str) {
         let mask = self.fixture.get(&format!("enc.{case}.attention_mask"));
         self.pads = mask.at(self.row).iter().take_while(|&&seen| seen == 0.0).count();
@@ -102,7 +113,7 @@ impl Case<'_> {
                 let wanted = self.fixture.get(&name);
                 let width = wanted.shape[2];
                 let wanted = &wanted.at(self.row)[pads * width..];
-                close(&name, hidden, wanted, BOUND, &mut self.worst.hidden, &mut self.worst.compared);
+                near(&name, hidden, wanted, self.tolerance(), &mut self.worst.hidden, &mut self.worst.compared);
             }
         }
         for layer in 0..self.world.layers.len() {
@@ -131,11 +142,11 @@ impl Case<'_> {
                 if self.pads == 0 {
                     let found = &key[head * dim..][..dim];
                     let wanted = wanted(keys.at(self.row));
-                    close(&k, found, &wanted, BOUND, &mut self.worst.keys, &mut self.worst.compared);
+                    near(&k, found, &wanted, self.tolerance(), &mut self.worst.keys, &mut self.worst.compared);
                 }
                 let found = &value[head * dim..][..dim];
                 let wanted = wanted(values.at(self.row));
-                close(&v, found, &wanted, BOUND, &mut self.worst.values, &mut self.worst.compared);
+                near(&v, found, &wanted, self.tolerance(), &mut self.worst.values, &mut self.worst.compared);
             }
         }
     }
@@ -158,13 +169,13 @@ impl Case<'_> {
                 if self.fixture.has(&name) {
                     let wanted = self.fixture.get(&name);
                     let wanted = wanted.at(self.row);
-                    close(&name, hidden, wanted, BOUND, &mut self.worst.hidden, &mut self.worst.compared);
+                    near(&name, hidden, wanted, self.tolerance(), &mut self.worst.hidden, &mut self.worst.compared);
                 }
             }
             let wanted = self.fixture.get(&format!("{name}.logits"));
             let found = seen.logits.concat();
             let wanted = wanted.at(self.row);
-            close(&name, &found, wanted, BOUND, &mut self.worst.logits, &mut self.worst.compared);
+            near(&name, &found, wanted, self.tolerance(), &mut self.worst.logits, &mut self.worst.compared);
         }
     }
 }

@@ -52,6 +52,11 @@ impl Fixture {
         canvasd::checkpoint::open(&source).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
+    /// Whether the reference itself computed in bf16, rounding after every operation.
+    pub fn is_rounded(&self) -> bool {
+        self.info["arguments"]["dtype"] == "bfloat16"
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
