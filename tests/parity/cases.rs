@@ -9,10 +9,14 @@ use super::world::{Tolerance, World, Worst, near};
 /// f32 weights: what two orders of summation may differ by.
 pub const BOUND: f32 = 1e-4;
 
-/// A reference computed in bf16 rounds every activation to 8 bits (2⁻⁹ = 0.002 of its size at most) dozens of times on
-/// the way through the layers, while we keep f32 between exactly widened weights: what remains is the reference's own
-/// distance from the same model in f32. Errors of the kind this test is for (a mask, a scale, a norm) are ten times it.
-const ROUNDED: f32 = 0.1;
+/// A reference computed in bf16 rounds every activation to 8 bits on the way, while we keep f32 between exactly widened
+/// weights; so we are as far from it as it is from itself in f32. On a folder of the fixture tool's (`--hidden 64 --vocab
+/// 420 --canvas 8 --dtype bfloat16`) that distance, root mean square over a tensor and relative to its size, is at most
+/// 0.013 for keys and values; for streams and logits 0.025 where both choose the same experts, up to 0.16 where rounding
+/// has tipped a choice. A single head's key or value, which is what is compared, comes to 0.026. A wrong
+/// mask, scale or norm is off by the size itself.
+const ROUNDED_CACHE: f32 = 0.06;
+const ROUNDED: f32 = 0.3;
 
 #[test]
 fn single_passes_equal_the_reference() {
@@ -85,8 +89,9 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn tolerance(&self) -> Tolerance {
-        if self.fixture.is_rounded() { Tolerance::Relative(ROUNDED) } else { Tolerance::Absolute(BOUND) }
+    /// The bound in f32, or another that holds for a reference computed in bf16.
+    fn within(&self, rounded: f32) -> Tolerance {
+        if self.fixture.is_rounded() { Tolerance::Relative(rounded) } else { Tolerance::Absolute(BOUND) }
     }
 
     fn run(&mut self, case: &str) {
@@ -113,7 +118,7 @@ impl Case<'_> {
                 let wanted = self.fixture.get(&name);
                 let width = wanted.shape[2];
                 let wanted = &wanted.at(self.row)[pads * width..];
-                near(&name, hidden, wanted, self.tolerance(), &mut self.worst.hidden, &mut self.worst.compared);
+                near(&name, hidden, wanted, self.within(ROUNDED), &mut self.worst.hidden, &mut self.worst.compared);
             }
         }
         for layer in 0..self.world.layers.len() {
@@ -142,11 +147,18 @@ impl Case<'_> {
                 if self.pads == 0 {
                     let found = &key[head * dim..][..dim];
                     let wanted = wanted(keys.at(self.row));
-                    near(&k, found, &wanted, self.tolerance(), &mut self.worst.keys, &mut self.worst.compared);
+                    near(
+                        &k,
+                        found,
+                        &wanted,
+                        self.within(ROUNDED_CACHE),
+                        &mut self.worst.keys,
+                        &mut self.worst.compared,
+                    );
                 }
                 let found = &value[head * dim..][..dim];
                 let wanted = wanted(values.at(self.row));
-                near(&v, found, &wanted, self.tolerance(), &mut self.worst.values, &mut self.worst.compared);
+                near(&v, found, &wanted, self.within(ROUNDED_CACHE), &mut self.worst.values, &mut self.worst.compared);
             }
         }
     }
@@ -169,13 +181,13 @@ impl Case<'_> {
                 if self.fixture.has(&name) {
                     let wanted = self.fixture.get(&name);
                     let wanted = wanted.at(self.row);
-                    near(&name, hidden, wanted, self.tolerance(), &mut self.worst.hidden, &mut self.worst.compared);
+                    near(&name, hidden, wanted, self.within(ROUNDED), &mut self.worst.hidden, &mut self.worst.compared);
                 }
             }
             let wanted = self.fixture.get(&format!("{name}.logits"));
             let found = seen.logits.concat();
             let wanted = wanted.at(self.row);
-            near(&name, &found, wanted, self.tolerance(), &mut self.worst.logits, &mut self.worst.compared);
+            near(&name, &found, wanted, self.within(ROUNDED), &mut self.worst.logits, &mut self.worst.compared);
         }
     }
 }
