@@ -98,6 +98,15 @@ def test_bad_input(http, model, name):
     assert http.get("/health").status_code == 200
 
 
+def test_a_refusal_before_the_body_is_read_says_that_the_connection_ends(http):
+    """Otherwise a client's next request could meet a connection that is being closed."""
+    for _ in range(200):
+        answer = http.post(CHAT, headers={"content-type": "text/plain"}, content=b" " * 300_000)
+        assert answer.status_code == 415
+        assert answer.headers.get("connection") == "close"
+        assert http.get("/health").status_code == 200
+
+
 def test_refusals_are_quick(http, model, report):
     times = []
     for method, path, headers, body, _ in BAD.values():
