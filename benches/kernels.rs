@@ -1,12 +1,12 @@
 //! Kernel speed in floating-point operations per second of CPU time, one thread, beside the peak of this processor.
 //!
-//! `cargo bench --bench kernels` runs all; a word after it picks groups (`-- products`). CPU time instead of the wall
+//! `cargo bench -p canvasd-kernels` runs all; a word after it picks groups (`-- products`). CPU time instead of the wall
 //! clock keeps the figures honest on a busy machine. Throughput is printed as elements: one element is one operation,
 //! a multiply-add counting two.
 
 use std::{hint::black_box, time::Duration};
 
-use canvasd::kernels::{
+use canvasd_kernels::{
     ElementType,
     cpu::{
         Attention, Cpu, Draw, Experts, Head, KvElement, KvPool, KvWrite, PackedMatrix, Path, Precision, Routing, Sight,

@@ -11,7 +11,7 @@
 //! | [`diffusion`] | the mathematics of one canvas | nothing |
 //! | [`pass`] | plain data between scheduler and model | nothing |
 //! | [`model`] | DiffusionGemma on candle | `pass`, `kernels` |
-//! | [`kernels`] | the operations candle does not do fast enough | nothing |
+//! | [`kernels`] (a crate) | the operations candle does not do fast enough | nothing |
 //! | [`checkpoint`] | where weights come from | `model`, `kernels` (how tensors are stored) |
 //! | [`telemetry`] | the log | `config` |
 //! | [`config`] | one typed configuration | nothing |
@@ -26,9 +26,13 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod diffusion;
-pub mod kernels;
 pub mod model;
 pub mod pass;
 pub mod prompt;
 pub mod scheduler;
 pub mod telemetry;
+
+/// The operations candle does not do fast enough: a crate of its own below `src/kernels/`, so that it can be optimised
+/// in development builds and holds the `unsafe` code that the other rooms must not have.
+#[doc(inline)]
+pub use canvasd_kernels as kernels;

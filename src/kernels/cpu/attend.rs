@@ -14,7 +14,7 @@ use super::{
     simd::Simd,
     tile::{Start, Tile},
 };
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// Queries folded together: the columns of a score tile.
 const QUERIES: usize = 32;

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{ElementType, KernelError};
+use crate::{ElementType, KernelError};
 
 /// Bytes of a row of `length` numbers, or an error if the row is not a whole number of blocks.
 pub fn row_bytes(element: ElementType, length: usize) -> Result<usize, KernelError> {

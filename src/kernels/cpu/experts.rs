@@ -8,7 +8,7 @@ use super::{
     product::{Operand, PackedRows},
     rows::GatedGelu,
 };
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// The experts of one layer: for each, gate and up `[inner, hidden]` (a gated matrix) and down `[hidden, inner]`.
 #[derive(Debug)]

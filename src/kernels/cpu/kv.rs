@@ -6,7 +6,7 @@ use super::{
     Cpu,
     memory::{Aligned, Shared},
 };
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// Positions of a page.
 pub const PAGE_TOKENS: usize = 64;

@@ -3,7 +3,6 @@
 //! Everything here is reproducible: a row's results are bit-identical whatever the other rows, their number and order,
 //! and the number of threads. Sums run in one fixed order; threads share out columns, rows, experts and heads, never
 //! the terms of a sum.
-#![allow(unsafe_code)]
 
 mod attend;
 mod blocks;

@@ -13,7 +13,7 @@ use super::{
     simd::Simd,
     strips::Strips,
 };
-use crate::kernels::{ElementType, KernelError};
+use crate::{ElementType, KernelError};
 
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 32;

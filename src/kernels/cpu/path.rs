@@ -1,7 +1,7 @@
 //! Which instructions the kernels use, chosen once at run time.
 
 use super::simd::{Avx2, Avx512, Portable, Simd};
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// An instruction path. Results of one path are reproducible bit for bit; two paths agree up to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

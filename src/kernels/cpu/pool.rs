@@ -11,7 +11,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// Threads that wait for loops. The thread that calls [`Pool::run`] works too, so a pool of `n` threads starts `n − 1`.
 #[derive(Debug)]

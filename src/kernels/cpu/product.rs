@@ -12,7 +12,7 @@ use super::{
     strips::Strips,
     tile::{Start, Tile},
 };
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// Products smaller than this many multiply-adds run on the calling thread: waking others would cost more.
 const SMALL: usize = 1 << 17;

@@ -1,7 +1,7 @@
 //! Work on single rows: norms, rotation, activations. Each row's sums have one fixed order.
 
 use super::{Cpu, math::gelu, memory::Shared, path::Task, product::each_row, simd::Simd};
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 impl Cpu {
     /// Root-mean-square norm of each row of `x[rows, width]`: `x · (mean(x²) + eps)^(−½)`, times `weight[width]` where

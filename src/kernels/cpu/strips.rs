@@ -7,7 +7,7 @@
 //! halves and small integers they were.
 
 use super::{blocks, memory::Aligned, pack::PANEL, path::Task, simd::Simd};
-use crate::kernels::ElementType;
+use crate::ElementType;
 
 /// Inputs of a strip.
 pub(super) const STRIP: usize = 32;

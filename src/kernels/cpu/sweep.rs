@@ -21,7 +21,7 @@ use super::{
     path::Checked,
     product::{Operand, PackedRows, row_block},
 };
-use crate::kernels::KernelError;
+use crate::KernelError;
 
 /// Rows of one parallel call at most: more would push a tile of logits out of the second cache level.
 const GROUP: usize = 192;

@@ -8,7 +8,7 @@ mod products;
 mod sweep;
 
 use super::*;
-use crate::kernels::ElementType;
+use crate::ElementType;
 
 /// A small generator of reproducible numbers (xorshift).
 pub(super) struct Numbers(u64);
@@ -92,7 +92,7 @@ fn a_path_can_be_forced_and_named() {
         assert_eq!(Path::parse(&format!("{path:?}").to_lowercase()), Some(path));
         match Cpu::new(1, Some(path)) {
             Ok(cpu) => assert_eq!(cpu.path(), path),
-            Err(error) => assert_eq!(error, crate::kernels::KernelError::Unsupported(path)),
+            Err(error) => assert_eq!(error, crate::KernelError::Unsupported(path)),
         }
     }
     assert_eq!(Path::parse("fast"), None);

@@ -4,20 +4,20 @@ use std::convert::Infallible;
 
 /// Never exists here.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels::cpu) struct Avx2(pub(in crate::kernels::cpu) Infallible);
+pub(in crate::cpu) struct Avx2(pub(in crate::cpu) Infallible);
 
 /// Never exists here.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels::cpu) struct Avx512(pub(in crate::kernels::cpu) Infallible);
+pub(in crate::cpu) struct Avx512(pub(in crate::cpu) Infallible);
 
 impl Avx2 {
-    pub(in crate::kernels::cpu) fn detect() -> Option<Avx2> {
+    pub(in crate::cpu) fn detect() -> Option<Avx2> {
         None
     }
 }
 
 impl Avx512 {
-    pub(in crate::kernels::cpu) fn detect() -> Option<Avx512> {
+    pub(in crate::cpu) fn detect() -> Option<Avx512> {
         None
     }
 }

@@ -6,10 +6,10 @@ use super::Simd;
 
 /// Proof that AVX2, FMA and F16C exist here.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels::cpu) struct Avx2(());
+pub(in crate::cpu) struct Avx2(());
 
 impl Avx2 {
-    pub(in crate::kernels::cpu) fn detect() -> Option<Avx2> {
+    pub(in crate::cpu) fn detect() -> Option<Avx2> {
         let there =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         there.then_some(Avx2(()))

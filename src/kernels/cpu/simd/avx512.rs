@@ -6,10 +6,10 @@ use super::Simd;
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) exist here.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels::cpu) struct Avx512(());
+pub(in crate::cpu) struct Avx512(());
 
 impl Avx512 {
-    pub(in crate::kernels::cpu) fn detect() -> Option<Avx512> {
+    pub(in crate::cpu) fn detect() -> Option<Avx512> {
         let there = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")

@@ -4,7 +4,7 @@ use super::Simd;
 
 /// Vectors without any special instruction.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels::cpu) struct Portable;
+pub(in crate::cpu) struct Portable;
 
 type V = [f32; 4];
 

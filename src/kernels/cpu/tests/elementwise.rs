@@ -62,7 +62,7 @@ fn gelu_is_the_tanh_form() {
 
 #[test]
 fn exp_is_good_to_a_few_units_in_the_last_place() {
-    use crate::kernels::cpu::{math::exp, path::Task, simd::Simd};
+    use crate::cpu::{math::exp, path::Task, simd::Simd};
     struct Exp<'a>(&'a mut [f32]);
     impl Task for Exp<'_> {
         type Output = ();
