@@ -32,6 +32,10 @@ pub struct Config {
     pub dtype: Option<NumberFormat>,
     /// Quantization that the model's matrices are put into at load, such as `q8_0`; `None` keeps them as they are stored.
     pub quantize: Option<String>,
+    /// How activations enter the CPU's products with quantized matrices.
+    pub precision: ProductPrecision,
+    /// How keys and values are held; `None` is bf16, or f32 where the model's matrices are f32.
+    pub kv_dtype: Option<NumberFormat>,
     /// Threads of the computation; `None` is one per physical core.
     pub threads: Option<usize>,
     /// File with one API key per line.
@@ -82,6 +86,8 @@ impl Default for Config {
             device: Device::Cpu,
             dtype: None,
             quantize: None,
+            precision: ProductPrecision::Exact,
+            kv_dtype: None,
             threads: None,
             api_key_file: None,
             allow_unauthenticated: false,
@@ -153,6 +159,16 @@ pub enum NumberFormat {
     F32,
     /// 16-bit brain floating point: the published checkpoints' own format.
     Bf16,
+}
+
+/// How activations enter products with quantized matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProductPrecision {
+    /// As they are.
+    Exact,
+    /// Rounded to 8 bits, where the processor has the instructions: faster.
+    Bytes,
 }
 
 /// How log lines are written.
@@ -374,7 +390,7 @@ impl Config {
 }
 
 /// Every key, in the order of `config/canvasd.toml`; a test keeps it equal to the fields of [`Config`].
-pub const KEYS: [&str; 26] = [
+pub const KEYS: [&str; 28] = [
     "host",
     "port",
     "model",
@@ -382,6 +398,8 @@ pub const KEYS: [&str; 26] = [
     "device",
     "dtype",
     "quantize",
+    "precision",
+    "kv_dtype",
     "threads",
     "api_key_file",
     "allow_unauthenticated",

@@ -16,7 +16,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 fn demo(threads: usize) -> DiffusionGemma {
     let checkpoint = open(&Source::parse(None).expect("the demo")).expect("opens");
-    let options = LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads };
+    let options = LoadOptions { device: DeviceChoice::Cpu, threads, ..Default::default() };
     DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).expect("loads")
 }
 

@@ -31,6 +31,14 @@ pub struct ModelOptions {
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<String>,
 
+    /// How activations enter products with quantized matrices on the CPU: exact, or bytes (8 bits, faster) [default: exact].
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<String>,
+
+    /// How keys and values are held: bf16, or f32 in twice the memory [default: bf16, or f32 with f32 matrices].
+    #[arg(long, value_name = "FORMAT")]
+    pub kv_dtype: Option<String>,
+
     /// Threads that compute [default: one per physical core].
     #[arg(long, short, value_name = "N")]
     pub threads: Option<usize>,
@@ -48,6 +56,8 @@ impl ModelOptions {
         push(&mut flags, "device", &self.device);
         push(&mut flags, "dtype", &self.dtype);
         push(&mut flags, "quantize", &self.quantize);
+        push(&mut flags, "precision", &self.precision);
+        push(&mut flags, "kv_dtype", &self.kv_dtype);
         push(&mut flags, "threads", &self.threads);
         push(&mut flags, "log", &self.log);
         flags

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::CliError;
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
-use crate::config::{Config, Device, NumberFormat};
+use crate::config::{Config, Device, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
-use crate::model::{DeviceChoice, DiffusionGemma, LoadOptions, WeightType};
+use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadOptions, Precision, WeightType};
 use crate::pass::{Denoiser, Limits};
 use crate::prompt::{Text, TextParts};
 use crate::scheduler::{Engine, Settings};
@@ -58,7 +58,13 @@ pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), 
     let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
     let checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
     check_memory(config, &checkpoint)?;
-    let options = LoadOptions { device: device(config.device), dtype: config.dtype.map(dtype), threads };
+    let options = LoadOptions {
+        device: device(config.device),
+        dtype: config.dtype.map(dtype),
+        threads,
+        precision: precision(config.precision),
+        kv: config.kv_dtype.map(kv_element),
+    };
     let name = checkpoint.id;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options)
         .map_err(|source| CliError::Load { name: name.clone(), source })?;
@@ -113,6 +119,20 @@ fn dtype(format: NumberFormat) -> WeightType {
     match format {
         NumberFormat::F32 => WeightType::F32,
         NumberFormat::Bf16 => WeightType::Bf16,
+    }
+}
+
+fn precision(precision: ProductPrecision) -> Precision {
+    match precision {
+        ProductPrecision::Exact => Precision::Exact,
+        ProductPrecision::Bytes => Precision::Bytes,
+    }
+}
+
+fn kv_element(format: NumberFormat) -> KvElement {
+    match format {
+        NumberFormat::F32 => KvElement::F32,
+        NumberFormat::Bf16 => KvElement::Bf16,
     }
 }
 

@@ -16,26 +16,18 @@ pub(super) const PAGE_TOKENS: usize = cpu::PAGE_TOKENS;
 pub(super) enum KvPool {
     /// Our kernels' pages.
     Own(cpu::KvPool),
-    /// Two tensors `[pages · 64, kv_heads, head_dim]`.
+    /// Two tensors `[pages · 64, kv_heads, head_dim]` of the backend's type.
     Twin { keys: Tensor, values: Tensor },
 }
 
 impl KvPool {
     pub fn new(backend: &Backend, pages: usize, kv_heads: usize, head_dim: usize) -> Result<KvPool> {
         if backend.cpu.is_some() {
-            return Ok(KvPool::Own(cpu::KvPool::new(cpu::KvElement::F32, pages, kv_heads, head_dim)));
+            return Ok(KvPool::Own(cpu::KvPool::new(backend.kv, pages, kv_heads, head_dim)));
         }
         let shape = (pages * PAGE_TOKENS, kv_heads, head_dim);
-        let zeros = || Tensor::zeros(shape, DType::F32, &backend.device);
+        let zeros = || Tensor::zeros(shape, backend.kv_type(), &backend.device);
         Ok(KvPool::Twin { keys: zeros()?, values: zeros()? })
-    }
-
-    /// Bytes of one page.
-    pub fn page_bytes(backend: &Backend, kv_heads: usize, head_dim: usize) -> usize {
-        match backend.cpu {
-            Some(_) => cpu::KvPool::page_bytes(cpu::KvElement::F32, kv_heads, head_dim),
-            None => 2 * PAGE_TOKENS * kv_heads * head_dim * size_of::<f32>(),
-        }
     }
 
     /// Writes the encode rows' keys and values, both `[rows, kv_heads, head_dim]`.
@@ -62,7 +54,8 @@ impl KvPool {
     ) -> Result<(Tensor, Tensor)> {
         let rows = positions.map(|p| pool_row(span, kind, p).map(|r| r as u32)).collect::<Result<Vec<_>>>()?;
         let rows = backend.indices(rows)?;
-        Ok((keys.index_select(&rows, 0)?, values.index_select(&rows, 0)?))
+        let wide = |all: &Tensor| all.index_select(&rows, 0)?.to_dtype(DType::F32);
+        Ok((wide(keys)?, wide(values)?))
     }
 
     /// Key and value of one row of the pool (`page · 64 + offset`) on the host, each `[kv_heads, head_dim]`.
@@ -78,7 +71,10 @@ impl KvPool {
                 }
                 Ok((k, v))
             }
-            KvPool::Twin { keys, values } => Ok((host(&keys.narrow(0, row, 1)?)?, host(&values.narrow(0, row, 1)?)?)),
+            KvPool::Twin { keys, values } => {
+                let wide = |all: &Tensor| host(&all.narrow(0, row, 1)?.to_dtype(DType::F32)?);
+                Ok((wide(keys)?, wide(values)?))
+            }
         }
     }
 }
@@ -95,8 +91,9 @@ fn copy_span(keys: &Tensor, values: &Tensor, span: &Span<'_>, kind: LayerKind, k
     while row < span.rows.end {
         let run = (PAGE_TOKENS - position % PAGE_TOKENS).min(span.rows.end - row);
         let target = pool_row(span, kind, position)?;
-        keys.slice_set(&k.narrow(0, row, run)?.contiguous()?, 0, target)?;
-        values.slice_set(&v.narrow(0, row, run)?.contiguous()?, 0, target)?;
+        for (pool, rows) in [(keys, k), (values, v)] {
+            pool.slice_set(&rows.narrow(0, row, run)?.to_dtype(pool.dtype())?.contiguous()?, 0, target)?;
+        }
         row += run;
         position += run;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Storage, Tensor};
 
-use crate::kernels::cpu::Cpu;
+use crate::kernels::cpu::{Cpu, KvElement};
 use crate::kernels::{ElementType, KernelError};
 
 /// The device, and the choice between kernels and twins.
@@ -15,12 +15,22 @@ pub(super) struct Backend {
     pub device: Device,
     /// Our kernels; `None` where twins compute.
     pub cpu: Option<Arc<Cpu>>,
+    /// How keys and values are held.
+    pub kv: KvElement,
 }
 
 impl Backend {
     /// A tensor of host numbers, `shape` row-major.
     pub fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
         Tensor::from_vec(values, shape, &self.device)
+    }
+
+    /// The candle type of keys and values.
+    pub fn kv_type(&self) -> DType {
+        match self.kv {
+            KvElement::F32 => DType::F32,
+            KvElement::Bf16 => DType::BF16,
+        }
     }
 
     pub fn indices(&self, values: Vec<u32>) -> Result<Tensor> {

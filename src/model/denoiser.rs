@@ -1,18 +1,24 @@
 //! The model itself: what it is, the bytes it holds between passes, and one pass from tokens to rows.
 
+use std::time::Duration;
+
 use candle_core::{DType, Tensor};
 
 use super::attention::{KvPool, PAGE_TOKENS};
 use super::backend::Backend;
+use super::clock::{Clock, Operation, Splits};
 use super::config::{Config, LayerKind};
+use super::footprint::{page_bytes, slot_bytes, with_tile};
 use super::layer::{Context, Layer};
-use super::linear::Mlp;
-use super::load::{self, LoadError, LoadOptions, Tuning};
+use super::linear::{Linear, Mlp};
+use super::load::{self, LoadError, Tuning};
+use super::options::LoadOptions;
 use super::norm::{RmsNorm, Rotary};
 use super::observe::{Nobody, Observer};
 use super::plan::{Bounds, Plan};
 use super::vocab::{Request, Swept, VocabHead};
 use super::weights::Weights;
+use super::{KvElement, Precision};
 use crate::pass::{Capacity, Conditioning, Denoiser, EngineError, Limits, Output, Pass, Row, SegmentError};
 
 /// A loaded DiffusionGemma.
@@ -23,6 +29,7 @@ pub struct DiffusionGemma {
     backend: Backend,
     parts: Parts,
     reserved: Option<Reserved>,
+    clock: Clock,
 }
 
 /// The weights, ready to compute with.
@@ -38,6 +45,26 @@ pub(super) struct Parts {
     pub norm: RmsNorm,
     pub sliding_rotary: Rotary,
     pub full_rotary: Rotary,
+}
+
+impl Parts {
+    fn bytes(&self) -> Splits<u64> {
+        let mut bytes = Splits::default();
+        let mut add = |operation, more: usize| *bytes.of_mut(operation) += more as u64;
+        add(Operation::SelfConditioning, self.conditioning.bytes());
+        for layer in &self.layers {
+            add(Operation::Projections, layer.q.bytes() + layer.k.bytes() + layer.o.bytes());
+            add(Operation::Projections, layer.v.as_ref().map_or(0, Linear::bytes));
+            add(Operation::Mlp, layer.mlp.bytes());
+            if let Some(mixture) = &layer.mixture {
+                add(Operation::Router, mixture.router.proj.bytes());
+                add(Operation::Experts, mixture.experts.bytes());
+            }
+        }
+        add(Operation::Head, self.vocab.table.bytes());
+        add(Operation::SoftEmbedding, self.vocab.table.bytes());
+        bytes
+    }
 }
 
 /// What lives from pass to pass.
@@ -68,7 +95,33 @@ impl DiffusionGemma {
             backend,
             parts,
             reserved: None,
+            clock: Clock::stopped(),
         }
+    }
+
+    /// Sets the stopwatches of all operations to zero and lets them run from here on.
+    pub fn start_clock(&mut self) {
+        self.clock = Clock::running();
+    }
+
+    /// What each operation has taken since [`DiffusionGemma::start_clock`].
+    pub fn clock(&self) -> Splits<Duration> {
+        self.clock.splits()
+    }
+
+    /// Bytes of weights that one pass with every expert at work reads for each operation.
+    pub fn weight_bytes(&self) -> Splits<u64> {
+        self.parts.bytes()
+    }
+
+    /// The precision in use, which is exact where the processor lacks the instructions for another.
+    pub fn precision(&self) -> Precision {
+        self.backend.cpu.as_ref().map_or(Precision::Exact, |cpu| cpu.precision())
+    }
+
+    /// How keys and values are held.
+    pub fn kv_element(&self) -> KvElement {
+        self.backend.kv
     }
 
     /// One pass with an observer.
@@ -88,7 +141,13 @@ impl DiffusionGemma {
             slides: self.slides,
         };
         let plan = Plan::of(pass, &bounds)?;
-        let forward = Forward { parts: &self.parts, backend: &self.backend, limits: &self.limits, plan: &plan };
+        let forward = Forward {
+            parts: &self.parts,
+            backend: &self.backend,
+            limits: &self.limits,
+            plan: &plan,
+            clock: &self.clock,
+        };
         let rows = forward.run(reserved, observer).map_err(device)?;
         Ok(answers(&plan, rows))
     }
@@ -205,6 +264,7 @@ struct Forward<'a> {
     backend: &'a Backend,
     limits: &'a Limits,
     plan: &'a Plan<'a>,
+    clock: &'a Clock,
 }
 
 impl Forward<'_> {
@@ -214,9 +274,12 @@ impl Forward<'_> {
         if plan.tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let mut x = self.condition(self.parts.vocab.embed(self.backend, &plan.tokens)?, reserved)?;
-        let sliding = self.parts.sliding_rotary.angles(self.backend, &plan.positions)?;
-        let full = self.parts.full_rotary.angles(self.backend, &plan.positions)?;
+        let x = self.clock.time(Operation::Embed, || self.parts.vocab.embed(self.backend, &plan.tokens))?;
+        let mut x = self.clock.time(Operation::SelfConditioning, || self.condition(x, reserved))?;
+        let angles = |rotary: &Rotary| {
+            self.clock.time(Operation::Elementwise, || rotary.angles(self.backend, &plan.positions))
+        };
+        let (sliding, full) = (angles(&self.parts.sliding_rotary)?, angles(&self.parts.full_rotary)?);
         let last = self.parts.layers.len().saturating_sub(1);
         for (i, (layer, pool)) in self.parts.layers.iter().zip(&mut reserved.pools).enumerate() {
             if observer.wants_hidden() {
@@ -224,6 +287,7 @@ impl Forward<'_> {
             }
             let context = Context {
                 backend: self.backend,
+                clock: self.clock,
                 plan,
                 window: self.limits.window,
                 angles: match layer.kind {
@@ -238,8 +302,10 @@ impl Forward<'_> {
                 None => return Ok(Vec::new()),
             }
         }
-        let swept = self.sweep(&self.parts.norm.forward(&x)?, observer)?;
-        self.keep_soft(&swept, reserved)?;
+        let x = self.clock.time(Operation::Elementwise, || self.parts.norm.forward(&x))?;
+        let swept = self.clock.time(Operation::Head, || self.sweep(&x, observer))?;
+        self.clock.shift(Operation::Head, Operation::SoftEmbedding, swept.soft_time);
+        self.clock.time(Operation::SoftEmbedding, || self.keep_soft(&swept, reserved))?;
         Ok(swept.rows)
     }
 
@@ -315,29 +381,15 @@ impl Forward<'_> {
 }
 
 fn limits(config: &Config, backend: &Backend, parts: &Parts) -> Limits {
-    const F32: u64 = 4;
-    let page_bytes = |kind| {
-        let attention = config.attention(kind);
-        (KvPool::page_bytes(backend, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
-    };
     Limits {
         canvas: config.canvas,
         vocabulary: config.vocabulary,
         context: config.context,
         window: config.window,
         page_tokens: PAGE_TOKENS,
-        full_page_bytes: page_bytes(LayerKind::Full),
-        sliding_page_bytes: page_bytes(LayerKind::Sliding),
-        slot_bytes: (config.canvas * config.hidden) as u64 * F32,
-        row_bytes: working_numbers(config, parts) as u64 * F32,
+        full_page_bytes: page_bytes(config, LayerKind::Full, backend.kv),
+        sliding_page_bytes: page_bytes(config, LayerKind::Sliding, backend.kv),
+        slot_bytes: slot_bytes(config),
+        row_bytes: with_tile(config, parts.vocab.tile),
     }
-}
-
-/// Numbers that live at once for one row of a pass, an upper estimate: the stream and its copies, the widest of
-/// attention and feed-forward, or a tile of logits with its exponentials.
-fn working_numbers(config: &Config, parts: &Parts) -> usize {
-    let wide = config.heads * config.sliding.head_dim.max(config.full.head_dim);
-    let experts = config.experts.map_or(0, |e| e.top_k * (4 * e.intermediate + 3 * config.hidden));
-    let layer = (3 * wide).max(4 * config.intermediate + experts);
-    8 * config.hidden + layer.max(4 * parts.vocab.tile + 2 * config.hidden)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::backend::{Backend, host, kernel, numbers, product};
-use super::linear::{Linear, gated};
+use super::linear::{Linear, gated, tensor_bytes};
 use super::norm::RmsNorm;
 use crate::kernels::cpu::{self, Cpu};
 
@@ -81,6 +81,14 @@ impl Experts {
         match self {
             Experts::Own(cpu, experts) => own(cpu, experts, x, routing),
             Experts::Twin(experts) => twin(backend, experts, x, routing),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Experts::Own(_, experts) => experts.bytes(),
+            Experts::Twin(experts) => experts.iter().map(|(a, b)| tensor_bytes(a) + tensor_bytes(b)).sum(),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! One transformer layer in both modes (the model's reference, sections 3.2 and 3.3).
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 
 use super::attention::{Attend, KvPool};
 use super::backend::Backend;
+use super::clock::{Clock, Operation};
 use super::config::LayerKind;
 use super::experts::{Experts, Router};
 use super::linear::{Linear, Mlp};
@@ -52,6 +53,7 @@ pub(super) struct Mixture {
 /// What a layer needs beside its weights.
 pub(super) struct Context<'a> {
     pub backend: &'a Backend,
+    pub clock: &'a Clock,
     pub plan: &'a Plan<'a>,
     pub window: usize,
     pub angles: &'a Angles,
@@ -59,19 +61,26 @@ pub(super) struct Context<'a> {
     pub first_wanted: usize,
 }
 
+impl Context<'_> {
+    fn elementwise<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.clock.time(Operation::Elementwise, work)
+    }
+}
+
 impl Layer {
     /// `x [rows, hidden]` to the stream of the rows from `first_wanted` on, or `None` if there are none. Writes the
     /// encode rows' keys and values before any row attends.
     pub fn forward(&self, x: &Tensor, pool: &mut KvPool, context: &Context<'_>) -> Result<Option<Tensor>> {
         let rows = x.dim(0)?;
-        let y = self.input_norm.forward(x)?;
-        let k = self.k.forward(&y)?.reshape((rows, self.kv_heads, self.head_dim))?;
-        let v = match &self.v {
-            Some(v) => self.v_norm.forward(&v.forward(&y)?.reshape((rows, self.kv_heads, self.head_dim))?)?,
-            None => self.v_norm.forward(&k)?,
-        };
-        let k = self.k_norm.rotated(&k, context.angles)?;
-        pool.write(context.backend, self.kind, context.plan, &k, &v)?;
+        let (clock, heads) = (context.clock, (rows, self.kv_heads, self.head_dim));
+        let y = context.elementwise(|| self.input_norm.forward(x))?;
+        let (k, v) = clock.time(Operation::Projections, || {
+            let v = self.v.as_ref().map(|v| v.forward(&y)?.reshape(heads)).transpose()?;
+            Ok::<_, Error>((self.k.forward(&y)?.reshape(heads)?, v))
+        })?;
+        let v = context.elementwise(|| self.v_norm.forward(v.as_ref().unwrap_or(&k)))?;
+        let k = context.elementwise(|| self.k_norm.rotated(&k, context.angles))?;
+        clock.time(Operation::Cache, || pool.write(context.backend, self.kind, context.plan, &k, &v))?;
 
         let first = context.first_wanted;
         if first == rows {
@@ -81,9 +90,11 @@ impl Layer {
             |t: &Tensor| if first == 0 { Ok(t.clone()) } else { t.narrow(0, first, rows - first)?.contiguous() };
         let (x, y) = (wanted(x)?, wanted(&y)?);
         let angles = if first == 0 { None } else { Some(context.angles.from(first)?) };
-        let q = self.q.forward(&y)?.reshape((rows - first, self.heads, self.head_dim))?;
-        let q = self.q_norm.rotated(&q, angles.as_ref().unwrap_or(context.angles))?;
-        let attended = Attend {
+        let q = clock.time(Operation::Projections, || {
+            self.q.forward(&y)?.reshape((rows - first, self.heads, self.head_dim))
+        })?;
+        let q = context.elementwise(|| self.q_norm.rotated(&q, angles.as_ref().unwrap_or(context.angles)))?;
+        let attend = Attend {
             backend: context.backend,
             plan: context.plan,
             kind: self.kind,
@@ -93,27 +104,29 @@ impl Layer {
             first_query: first,
             k: &k,
             v: &v,
-        }
-        .run()?;
-        let r = (x + self.post_attention_norm.forward(&self.o.forward(&attended)?)?)?;
-        let x = (&r + self.feed_forward(&r, context)?)?;
-        self.scaled(&x, context.plan.encode_rows.saturating_sub(first)).map(Some)
+        };
+        let attended = clock.time(Operation::Attention, || attend.run())?;
+        let attended = clock.time(Operation::Projections, || self.o.forward(&attended))?;
+        let r = context.elementwise(|| x + self.post_attention_norm.forward(&attended)?)?;
+        let more = self.feed_forward(&r, context)?;
+        context.elementwise(|| self.scaled(&(&r + more)?, context.plan.encode_rows.saturating_sub(first))).map(Some)
     }
 
     /// What the feed-forward part adds to the stream `r`.
     fn feed_forward(&self, r: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let dense = self.mlp.forward(&self.pre_feedforward_norm.forward(r)?)?;
+        let clock = context.clock;
+        let dense = context.elementwise(|| self.pre_feedforward_norm.forward(r))?;
+        let dense = clock.time(Operation::Mlp, || self.mlp.forward(&dense))?;
         let sum = match &self.mixture {
             None => dense,
             Some(mixture) => {
-                let a = mixture.dense_norm.forward(&dense)?;
-                let routing = mixture.router.route(r)?;
-                let z = mixture.pre_norm.forward(r)?;
-                let e = mixture.experts.forward(context.backend, &z, &routing)?;
-                (a + mixture.post_norm.forward(&e)?)?
+                let routing = clock.time(Operation::Router, || mixture.router.route(r))?;
+                let z = context.elementwise(|| mixture.pre_norm.forward(r))?;
+                let e = clock.time(Operation::Experts, || mixture.experts.forward(context.backend, &z, &routing))?;
+                context.elementwise(|| mixture.dense_norm.forward(&dense)? + mixture.post_norm.forward(&e)?)?
             }
         };
-        self.post_feedforward_norm.forward(&sum)
+        context.elementwise(|| self.post_feedforward_norm.forward(&sum))
     }
 
     /// The whole stream times the layer's scalar, by mode; the first `encode_rows` rows are encoder mode.

@@ -23,6 +23,19 @@ impl Linear {
             Linear::Twin(w) => product(x, w),
         }
     }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Linear::Own(_, matrix) => matrix.bytes(),
+            Linear::Twin(w) => tensor_bytes(w),
+        }
+    }
+}
+
+/// Bytes of a tensor's numbers.
+pub(super) fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
 }
 
 /// `down(gelu(gate x) ⊙ up x)` with the tanh form of gelu: the dense MLP of the layers and of self-conditioning.
@@ -53,6 +66,14 @@ impl Mlp {
         match self {
             Mlp::Own { cpu, gate_up, down } => packed(cpu, down, &packed(cpu, gate_up, x)?),
             Mlp::Twin { gate, up, down } => product(&gated(&product(x, gate)?, &product(x, up)?)?, down),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Mlp::Own { gate_up, down, .. } => gate_up.bytes() + down.bytes(),
+            Mlp::Twin { gate, up, down } => [gate, up, down].map(tensor_bytes).iter().sum(),
         }
     }
 }

@@ -9,54 +9,17 @@ use candle_core::{DType, Device, Tensor};
 use super::backend::{Backend, plain};
 use super::config::{Config, LayerKind};
 use super::experts::{Experts, Router};
+use super::footprint::{TILE, TWIN_TILE};
 use super::layer::{Layer, Mixture};
 use super::linear::{Linear, Mlp};
 use super::names::{DECODER, EMBEDDING, Known, Names, encoder_scalar};
 use super::norm::{RmsNorm, Rotary};
+use super::options::{DeviceChoice, LoadOptions, WeightType};
 use super::vocab::{Table, VocabHead};
 use super::weights::{RawTensor, WeightError, Weights};
 use super::{DiffusionGemma, Parts};
-use crate::kernels::cpu::{self, Cpu, PackedMatrix, Source};
+use crate::kernels::cpu::{self, Cpu, KvElement, PackedMatrix, Source};
 use crate::kernels::{ElementType, KernelError};
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// A CUDA device by its number; needs a build with the feature `cuda`.
-    Cuda(usize),
-    /// A Metal device by its number; needs a build with the feature `metal`.
-    Metal(usize),
-}
-
-/// A type that plain weights may be converted to at load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightType {
-    /// 4 bytes a weight.
-    F32,
-    /// 2 bytes a weight; f32 checkpoints are rounded.
-    Bf16,
-}
-
-/// How a model is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadOptions {
-    /// Where it runs.
-    pub device: DeviceChoice,
-    /// Converts the matrices; `None` keeps the type they are stored in.
-    pub dtype: Option<WeightType>,
-    /// Threads of the CPU kernels, at least 1. The result does not depend on it.
-    pub threads: usize,
-}
-
-impl Default for LoadOptions {
-    fn default() -> LoadOptions {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads }
-    }
-}
 
 /// Why a checkpoint does not become a model.
 #[derive(Debug, thiserror::Error)]
@@ -146,10 +109,6 @@ pub enum Operations {
     Twins,
 }
 
-/// Columns of a vocabulary tile: our kernels keep one within a cache, the twins want few large products.
-const TILE: usize = 256;
-const TWIN_TILE: usize = 4096;
-
 /// Builds the model.
 pub(super) fn load(
     config: &Config,
@@ -159,7 +118,7 @@ pub(super) fn load(
 ) -> Result<DiffusionGemma, LoadError> {
     let names = Names::of(config);
     check_names(&names, weights)?;
-    let backend = backend(options, tuning)?;
+    let backend = backend(options, tuning, keys_and_values(options, weights)?)?;
     let loader = Loader { config, names: &names, weights, backend: &backend, dtype: options.dtype };
     let vocab = loader.vocab(tuning)?;
     let layers =
@@ -180,17 +139,31 @@ pub(super) fn load(
     Ok(DiffusionGemma::new(config, backend, parts))
 }
 
-fn backend(options: &LoadOptions, tuning: Tuning) -> Result<Backend, LoadError> {
+/// How keys and values are held where nobody says: rounded to bf16 as the reference rounds them, unless the embedding is
+/// f32, which is then wanted exact.
+fn keys_and_values(options: &LoadOptions, weights: &dyn Weights) -> Result<KvElement, LoadError> {
+    if let Some(element) = options.kv {
+        return Ok(element);
+    }
+    let stored = weights.get(EMBEDDING)?.map(|raw| raw.element);
+    Ok(match options.dtype.is_none() && stored.is_some_and(|element| element != ElementType::F32) {
+        true => KvElement::Bf16,
+        false => KvElement::F32,
+    })
+}
+
+fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backend, LoadError> {
     let device = device(options.device)?;
     let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
     let cpu = match own {
         true => {
             let cpu = Cpu::new(options.threads.max(1), tuning.path);
-            Some(Arc::new(cpu.map_err(|error| LoadError::Device(error.to_string()))?))
+            let cpu = cpu.map_err(|error| LoadError::Device(error.to_string()))?;
+            Some(Arc::new(cpu.with_precision(options.precision)))
         }
         false => None,
     };
-    Ok(Backend { device, cpu })
+    Ok(Backend { device, cpu, kv })
 }
 
 fn device(choice: DeviceChoice) -> Result<Device, LoadError> {

@@ -10,16 +10,19 @@
 
 mod attention;
 mod backend;
+mod clock;
 mod config;
 mod config_section;
 mod denoiser;
 mod experts;
 mod layer;
 mod linear;
+mod footprint;
 mod load;
 mod names;
 mod norm;
 mod observe;
+mod options;
 mod plan;
 #[doc(hidden)]
 pub mod probe;
@@ -28,8 +31,12 @@ mod vocab_twin;
 mod weights;
 
 pub use crate::kernels::ElementType;
+pub use crate::kernels::cpu::{KvElement, Precision};
+pub use clock::{Operation, Splits};
 pub use config::{AttentionConfig, Config, ConfigError, ExpertsConfig, ImageTokens, LayerKind, Rope};
 pub use denoiser::DiffusionGemma;
 use denoiser::Parts;
-pub use load::{DeviceChoice, LoadError, LoadOptions, WeightType};
+pub use footprint::{page_bytes, row_bytes, slot_bytes};
+pub use load::LoadError;
+pub use options::{DeviceChoice, LoadOptions, WeightType};
 pub use weights::{RawTensor, WeightError, Weights};

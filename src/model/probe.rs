@@ -1,7 +1,8 @@
 //! The model's insides, for parity tests and benches only: no stability promised.
 
 use super::config::{Config, LayerKind};
-use super::load::{self, LoadError, LoadOptions};
+use super::load::{self, LoadError};
+use super::options::LoadOptions;
 use super::{DiffusionGemma, Weights};
 use crate::pass::{Denoiser, EngineError, KvView, Output, Pass, SegmentError};
 

@@ -7,10 +7,12 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use candle_core::{DType, Result, Tensor};
 
 use super::backend::{Backend, kernel, numbers};
+use super::linear::tensor_bytes;
 use super::observe::Observer;
 use super::vocab_twin::Twin;
 use crate::kernels::cpu::{self, Cpu, PackedMatrix};
@@ -38,6 +40,16 @@ pub(super) enum Table {
     Twin(Tensor),
 }
 
+impl Table {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Table::Own(_, table) => table.bytes(),
+            Table::Twin(table) => tensor_bytes(table),
+        }
+    }
+}
+
 /// The rows of one canvas.
 pub(super) struct Request<'a> {
     /// Rows within the hidden states given to the sweep; requests follow each other without gaps.
@@ -52,6 +64,8 @@ pub(super) struct Swept {
     pub rows: Vec<Row>,
     /// softmax(z)·E·√H per row, `[rows, hidden]`: the next step's soft embedding.
     pub soft: Tensor,
+    /// How much of the sweep's time went into `soft`, as far as that is known.
+    pub soft_time: Duration,
 }
 
 impl VocabHead {
@@ -115,7 +129,7 @@ impl VocabHead {
         }
         soft.iter_mut().for_each(|x| *x *= self.scale);
         let rows = rows.into_iter().map(row).collect();
-        Ok(Swept { rows, soft: Tensor::from_vec(soft, hidden.shape(), hidden.device())? })
+        Ok(Swept { rows, soft: Tensor::from_vec(soft, hidden.shape(), hidden.device())?, soft_time: Duration::ZERO })
     }
 }
 

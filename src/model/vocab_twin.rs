@@ -1,6 +1,7 @@
 //! The vocabulary sweep in plain candle operations.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use candle_core::{Result, Tensor};
 
@@ -196,7 +197,7 @@ impl<'a> Twin<'a> {
         }
         let scale = f64::from(self.head.scale);
         let soft = (running.soft.broadcast_div(&running.sum)? * scale)?;
-        Ok(Swept { rows, soft })
+        Ok(Swept { rows, soft, soft_time: Duration::ZERO })
     }
 
     fn draw(&self, i: usize, head: &Head, uniform: f32, row: &Row, masses: &[TileMass]) -> Result<u32> {

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use canvasd::checkpoint::{Source, open};
-use canvasd::model::{LayerKind, LoadOptions, WeightType, probe};
+use canvasd::model::{KvElement, LayerKind, LoadOptions, WeightType, probe};
 use canvasd::pass::{Conditioning, KvView};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::Value;
@@ -34,7 +34,8 @@ fn wide_shapes_equal_the_reference_in_both_types() {
 
 fn compare(fixture: &Fixture, folder: &Path, operations: probe::Operations, dtype: Option<WeightType>) {
     let checkpoint = open(&Source::Folder(folder.to_owned())).expect("the written checkpoint opens");
-    let options = LoadOptions { dtype, ..Default::default() };
+    // Keys and values unrounded: the reference computed in f32.
+    let options = LoadOptions { dtype, kv: Some(KvElement::F32), ..Default::default() };
     let mut world = World::load(&checkpoint, &options, probe::Tuning { operations, ..Default::default() });
     let tokens = |key: &str| -> Vec<u32> { serde_json::from_value(fixture.info[key].clone()).expect("token ids") };
     let (prompt, canvas) = (tokens("prompt"), tokens("canvas"));

@@ -1,0 +1,42 @@
+//! What a model's state takes in memory, from its configuration alone: the one place that knows, for the scheduler's
+//! limits and for the plan that is made before anything is loaded.
+
+use super::config::{Config, LayerKind};
+use super::options::DeviceChoice;
+use crate::kernels::cpu::{KvElement, KvPool};
+
+const F32: u64 = 4;
+
+/// Columns of a vocabulary tile: our kernels keep one within a cache, the twins want few large products.
+pub(super) const TILE: usize = 256;
+pub(super) const TWIN_TILE: usize = 4096;
+
+/// Bytes of one page (64 positions) of keys and values, all layers of the kind together.
+pub fn page_bytes(config: &Config, kind: LayerKind, element: KvElement) -> u64 {
+    let attention = config.attention(kind);
+    (KvPool::page_bytes(element, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
+}
+
+/// Bytes of one canvas's soft embedding.
+pub fn slot_bytes(config: &Config) -> u64 {
+    (config.canvas * config.hidden) as u64 * F32
+}
+
+/// Bytes that live at once for one row of a pass, an upper estimate: the stream and its copies, the widest of attention
+/// and feed-forward, or a tile of logits with its exponentials.
+pub fn row_bytes(config: &Config, device: DeviceChoice) -> u64 {
+    let tile = match device {
+        DeviceChoice::Cpu => TILE,
+        DeviceChoice::Cuda(_) | DeviceChoice::Metal(_) => TWIN_TILE,
+    };
+    with_tile(config, tile)
+}
+
+/// The same for a tile of so many columns.
+pub(super) fn with_tile(config: &Config, tile: usize) -> u64 {
+    let wide = config.heads * config.sliding.head_dim.max(config.full.head_dim);
+    let experts = config.experts.map_or(0, |e| e.top_k * (4 * e.intermediate + 3 * config.hidden));
+    let layer = (3 * wide).max(4 * config.intermediate + experts);
+    let numbers = 8 * config.hidden + layer.max(4 * tile + 2 * config.hidden);
+    numbers as u64 * F32
+}

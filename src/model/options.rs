@@ -1,0 +1,46 @@
+//! What can be chosen when a model is loaded.
+
+use crate::kernels::cpu::{KvElement, Precision};
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A CUDA device by its number; needs a build with the feature `cuda`.
+    Cuda(usize),
+    /// A Metal device by its number; needs a build with the feature `metal`.
+    Metal(usize),
+}
+
+/// A type that plain weights may be converted to at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// 4 bytes a weight.
+    F32,
+    /// 2 bytes a weight; f32 checkpoints are rounded.
+    Bf16,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// Converts the matrices; `None` keeps the type they are stored in.
+    pub dtype: Option<WeightType>,
+    /// Threads of the CPU kernels, at least 1. The result does not depend on it.
+    pub threads: usize,
+    /// How activations enter the CPU's products with quantised matrices.
+    pub precision: Precision,
+    /// How keys and values are held; `None` is bf16, or f32 where the weights are f32 as stored or by `dtype`.
+    pub kv: Option<KvElement>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads, precision: Precision::default(), kv: None }
+    }
+}
