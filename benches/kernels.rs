@@ -215,7 +215,8 @@ fn sweep_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
                 bias: &[],
                 top_k: 0,
             };
-            let settings = Sweep { softcap: Some(30.0), tile: 256, negligible: 28.0, heads: &[head], watch: None };
+            let settings =
+                Sweep { softcap: Some(30.0), tile: 256, negligible: 28.0, heads: &[head], watch: None, times: None };
             let hints: Vec<u32> = (0..rows).map(|row| (row * 31 % vocabulary) as u32).collect();
             let mut soft = vec![0.0; hidden.len()];
             group.throughput(Throughput::Elements(4 * (rows * vocabulary * width) as u64));

@@ -62,6 +62,17 @@ pub(super) fn numbers<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> 
     }
 }
 
+/// What a candle error says, without the backtrace that it carries where RUST_BACKTRACE is set: that one is for
+/// developers, and this text is for users.
+pub(super) fn said(error: &Error) -> String {
+    match error {
+        Error::WithBacktrace { inner, .. } => said(inner),
+        Error::Context { inner, context } => format!("{context}: {}", said(inner)),
+        Error::WithPath { inner, path } => format!("{}: {}", path.display(), said(inner)),
+        other => other.to_string(),
+    }
+}
+
 /// A kernel's refusal as a candle error.
 pub(super) fn kernel(error: KernelError) -> Error {
     Error::wrap(error)
@@ -91,4 +102,18 @@ pub(super) fn weighted_rows(p: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// All numbers of an f32 tensor on the host, row-major.
 pub(super) fn host(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_is_wrong_and_nothing_else() {
+        let inner = Error::Msg("no such device".into()).context("opening it");
+        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
+        let error = Error::WithBacktrace { inner: Box::new(inner), backtrace };
+        assert!(error.to_string().lines().count() > 2, "candle shows the backtrace");
+        assert_eq!(said(&error), "opening it: no such device");
+    }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use candle_core::{DType, Tensor};
 
 use super::attention::{KvPool, PAGE_TOKENS};
-use super::backend::Backend;
+use super::backend::{Backend, said};
 use super::clock::{Clock, Operation, Splits};
 use super::config::{Config, LayerKind};
 use super::footprint::{page_bytes, slot_bytes, with_tile};
 use super::layer::{Context, Layer};
 use super::linear::{Linear, Mlp};
 use super::load::{self, LoadError, Tuning};
-use super::options::LoadOptions;
 use super::norm::{RmsNorm, Rotary};
 use super::observe::{Nobody, Observer};
+use super::options::LoadOptions;
 use super::plan::{Bounds, Plan};
 use super::vocab::{Request, Swept, VocabHead};
 use super::weights::Weights;
@@ -228,7 +228,7 @@ impl Denoiser for DiffusionGemma {
 }
 
 fn device(error: candle_core::Error) -> EngineError {
-    EngineError::Device(error.to_string())
+    EngineError::Device(said(&error))
 }
 
 /// Each segment's answer; `rows` are those of all canvases, in plan order.
@@ -276,9 +276,8 @@ impl Forward<'_> {
         }
         let x = self.clock.time(Operation::Embed, || self.parts.vocab.embed(self.backend, &plan.tokens))?;
         let mut x = self.clock.time(Operation::SelfConditioning, || self.condition(x, reserved))?;
-        let angles = |rotary: &Rotary| {
-            self.clock.time(Operation::Elementwise, || rotary.angles(self.backend, &plan.positions))
-        };
+        let angles =
+            |rotary: &Rotary| self.clock.time(Operation::Elementwise, || rotary.angles(self.backend, &plan.positions));
         let (sliding, full) = (angles(&self.parts.sliding_rotary)?, angles(&self.parts.full_rotary)?);
         let last = self.parts.layers.len().saturating_sub(1);
         for (i, (layer, pool)) in self.parts.layers.iter().zip(&mut reserved.pools).enumerate() {
@@ -357,10 +356,11 @@ impl Forward<'_> {
             .map(|(span, canvas)| Request {
                 rows: span.rows.start - first..span.rows.end - first,
                 head: canvas.head,
+                tokens: &self.plan.tokens[span.rows.clone()],
                 uniforms: canvas.uniforms,
             })
             .collect();
-        self.parts.vocab.sweep(self.backend, hidden, &requests, observer)
+        self.parts.vocab.sweep(self.backend, hidden, &requests, (self.clock, observer))
     }
 
     /// Leaves each canvas's soft embedding in its slot for the next step; a damaged one is not kept.

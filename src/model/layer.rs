@@ -90,9 +90,8 @@ impl Layer {
             |t: &Tensor| if first == 0 { Ok(t.clone()) } else { t.narrow(0, first, rows - first)?.contiguous() };
         let (x, y) = (wanted(x)?, wanted(&y)?);
         let angles = if first == 0 { None } else { Some(context.angles.from(first)?) };
-        let q = clock.time(Operation::Projections, || {
-            self.q.forward(&y)?.reshape((rows - first, self.heads, self.head_dim))
-        })?;
+        let q = clock
+            .time(Operation::Projections, || self.q.forward(&y)?.reshape((rows - first, self.heads, self.head_dim)))?;
         let q = context.elementwise(|| self.q_norm.rotated(&q, angles.as_ref().unwrap_or(context.angles)))?;
         let attend = Attend {
             backend: context.backend,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::backend::{Backend, plain};
+use super::backend::{Backend, plain, said};
 use super::config::{Config, LayerKind};
 use super::experts::{Experts, Router};
 use super::footprint::{TILE, TWIN_TILE};
@@ -74,7 +74,7 @@ pub enum LoadError {
 
 impl From<candle_core::Error> for LoadError {
     fn from(error: candle_core::Error) -> LoadError {
-        LoadError::Device(error.to_string())
+        LoadError::Device(said(&error))
     }
 }
 

@@ -7,15 +7,16 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Result, Tensor};
 
 use super::backend::{Backend, kernel, numbers};
+use super::clock::Clock;
 use super::linear::tensor_bytes;
 use super::observe::Observer;
 use super::vocab_twin::Twin;
-use crate::kernels::cpu::{self, Cpu, PackedMatrix};
+use crate::kernels::cpu::{self, Cpu, PackedMatrix, SweepTimes};
 use crate::pass::{Candidate, Draw, Head, Row};
 
 /// Entries of the softmax below e^−28 of the best one are left out of soft embeddings: f32 could not show them.
@@ -55,6 +56,8 @@ pub(super) struct Request<'a> {
     /// Rows within the hidden states given to the sweep; requests follow each other without gaps.
     pub rows: Range<usize>,
     pub head: &'a Head,
+    /// The canvas as the pass saw it.
+    pub tokens: &'a [u32],
     pub uniforms: &'a [f32],
 }
 
@@ -93,10 +96,10 @@ impl VocabHead {
         backend: &Backend,
         hidden: &Tensor,
         requests: &[Request<'_>],
-        observer: &mut dyn Observer,
+        (clock, observer): (&Clock, &mut dyn Observer),
     ) -> Result<Swept> {
         match &self.table {
-            Table::Own(cpu, table) => self.own(cpu, table, hidden, requests, observer),
+            Table::Own(cpu, table) => self.own(cpu, table, hidden, requests, (clock, observer)),
             Table::Twin(table) => Twin::new(self, table, backend, hidden, requests)?.sweep(observer),
         }
     }
@@ -107,8 +110,9 @@ impl VocabHead {
         table: &PackedMatrix,
         hidden: &Tensor,
         requests: &[Request<'_>],
-        observer: &mut dyn Observer,
+        (clock, observer): (&Clock, &mut dyn Observer),
     ) -> Result<Swept> {
+        let times = SweepTimes::default();
         let heads: Vec<cpu::Head<'_>> = requests.iter().map(Request::for_kernel).collect();
         // Tiles are seen from several threads; an observer is told afterwards.
         let seen = Mutex::new(Vec::new());
@@ -121,15 +125,22 @@ impl VocabHead {
             negligible: NEGLIGIBLE,
             heads: &heads,
             watch: observer.wants_logits().then_some(&watch),
+            times: clock.is_running().then_some(&times),
         };
+        let begun = Instant::now();
         let mut soft = vec![0.0; hidden.elem_count()];
-        let rows = numbers(hidden, |h| cpu.sweep(h, table, &sweep, Some(&mut soft)).map_err(kernel))?;
+        // A token that stays where it is is the best guess at the most likely one.
+        let hints: Vec<u32> = requests.iter().flat_map(|request| request.tokens).copied().collect();
+        let rows = numbers(hidden, |h| cpu.sweep_from(h, table, &sweep, &hints, Some(&mut soft)).map_err(kernel))?;
+        // Threads work on different parts at a time: the parts' shares are those of all threads together.
+        let parts = times.logits() + times.statistics() + times.soft();
+        let soft_time = begun.elapsed().mul_f64(times.soft().as_secs_f64() / parts.as_secs_f64().max(1e-9));
         for (row, first, logits) in seen.into_inner().unwrap_or_else(PoisonError::into_inner) {
             observer.logits(row, first, &logits);
         }
         soft.iter_mut().for_each(|x| *x *= self.scale);
         let rows = rows.into_iter().map(row).collect();
-        Ok(Swept { rows, soft: Tensor::from_vec(soft, hidden.shape(), hidden.device())?, soft_time: Duration::ZERO })
+        Ok(Swept { rows, soft: Tensor::from_vec(soft, hidden.shape(), hidden.device())?, soft_time })
     }
 }
 

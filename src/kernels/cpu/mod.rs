@@ -34,7 +34,7 @@ pub use pack::{Columns, PackedMatrix, Source};
 pub use path::Path;
 pub use peak::Peak;
 pub use pool::Pool;
-pub use sweep::{CANDIDATES, Candidate, Draw, Head, Statistics, Sweep, Watch};
+pub use sweep::{CANDIDATES, Candidate, Draw, Head, Statistics, Sweep, SweepTimes, Watch};
 
 use self::{bytes::Vnni, path::Checked};
 use super::KernelError;

@@ -9,6 +9,8 @@ mod soft;
 mod state;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use self::{
     soft::Soft,
@@ -80,6 +82,54 @@ pub struct Sweep<'a> {
     pub heads: &'a [Head<'a>],
     /// For comparison with a reference; `None` otherwise.
     pub watch: Option<&'a Watch<'a>>,
+    /// Counts the time of the sweep's parts; `None` spares the clock.
+    pub times: Option<&'a SweepTimes>,
+}
+
+/// Time that the parts of sweeps took, all threads together.
+#[derive(Debug, Default)]
+pub struct SweepTimes {
+    logits: AtomicU64,
+    statistics: AtomicU64,
+    soft: AtomicU64,
+}
+
+impl SweepTimes {
+    /// Products of rows with the table.
+    pub fn logits(&self) -> Duration {
+        Duration::from_nanos(self.logits.load(Ordering::Relaxed))
+    }
+
+    /// Softcap, exponentials, sums and candidates.
+    pub fn statistics(&self) -> Duration {
+        Duration::from_nanos(self.statistics.load(Ordering::Relaxed))
+    }
+
+    /// Probabilities times the table.
+    pub fn soft(&self) -> Duration {
+        Duration::from_nanos(self.soft.load(Ordering::Relaxed))
+    }
+}
+
+/// Moves on from part to part of a sweep, where somebody counts.
+struct Laps<'a> {
+    times: Option<(&'a SweepTimes, Instant)>,
+}
+
+impl<'a> Laps<'a> {
+    fn begin(times: Option<&'a SweepTimes>) -> Laps<'a> {
+        Laps { times: times.map(|times| (times, Instant::now())) }
+    }
+
+    /// Counts the time since the last lap for a part.
+    fn lap(&mut self, part: impl Fn(&SweepTimes) -> &AtomicU64) {
+        if let Some((times, since)) = &mut self.times {
+            let now = Instant::now();
+            let nanoseconds = u64::try_from((now - *since).as_nanos()).unwrap_or(u64::MAX);
+            part(times).fetch_add(nanoseconds, Ordering::Relaxed);
+            *since = now;
+        }
+    }
 }
 
 /// A token and its z.
@@ -215,11 +265,13 @@ impl Job<'_> {
         let stride = self.panels * PANEL;
         let mut logits = Scratch::take(rows.len() * stride);
         let all = self.table.panels();
+        let mut laps = Laps::begin(self.sweep.times);
         for first in (0..all).step_by(self.panels) {
             let panels = first..all.min(first + self.panels);
             let tile = first * PANEL..vocabulary.min(panels.end * PANEL);
             // SAFETY: `logits` belongs to this call and holds whole panels.
             unsafe { packed.times(self.table, panels.clone(), logits.as_mut_ptr(), stride) };
+            laps.lap(|times| &times.logits);
             for (row, state) in states.iter_mut().enumerate() {
                 let z = &mut logits[row * stride..][..panels.len() * PANEL];
                 let head = &self.sweep.heads[state.head];
@@ -237,8 +289,10 @@ impl Job<'_> {
                     accumulator.scale(row, factor);
                 }
             }
+            laps.lap(|times| &times.statistics);
             if let Some(accumulator) = &mut accumulator {
                 accumulator.add(self.table, panels, &logits, stride);
+                laps.lap(|times| &times.soft);
             }
         }
         if let (Some(accumulator), Some(soft)) = (accumulator, soft) {

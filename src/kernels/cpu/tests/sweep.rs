@@ -32,7 +32,7 @@ impl Case {
     fn run(&self, cpu: &Cpu, tile: usize, heads: &[Head<'_>]) -> (Vec<Statistics>, Vec<f32>) {
         let mut soft = vec![f32::NAN; self.hidden.len()];
         let table = plain(cpu, self.vocabulary, self.width, &self.table);
-        let sweep = Sweep { softcap: self.cap, tile, negligible: 28.0, heads, watch: None };
+        let sweep = Sweep { softcap: self.cap, tile, negligible: 28.0, heads, watch: None, times: None };
         let statistics = cpu.sweep(&self.hidden, &table, &sweep, Some(&mut soft)).unwrap();
         (statistics, soft)
     }
@@ -171,7 +171,8 @@ fn every_logit_can_be_watched() {
         seen.lock().unwrap()[row * 150 + first..][..logits.len()].copy_from_slice(logits);
     };
     let heads = [Head { bias: &[(2, 9.0)], ..case.head(0.5, Draw::Argmax) }];
-    let sweep = Sweep { softcap: case.cap, tile: 64, negligible: 28.0, heads: &heads, watch: Some(&watch) };
+    let sweep =
+        Sweep { softcap: case.cap, tile: 64, negligible: 28.0, heads: &heads, watch: Some(&watch), times: None };
     cpu.sweep(&case.hidden, &table, &sweep, None).unwrap();
     let wanted: Vec<f64> = (0..6).flat_map(|row| case.z(row, &case.head(1.0, Draw::Argmax))).collect();
     close(&seen.into_inner().unwrap(), &wanted, 1e-5);
@@ -185,7 +186,7 @@ fn a_guess_changes_nothing_but_the_work() {
         let heads = [head];
         let (plain_rows, _) = case.run(&cpu, 96, &heads);
         let table = plain(&cpu, 500, 40, &case.table);
-        let sweep = Sweep { softcap: case.cap, tile: 96, negligible: 28.0, heads: &heads, watch: None };
+        let sweep = Sweep { softcap: case.cap, tile: 96, negligible: 28.0, heads: &heads, watch: None, times: None };
         let best: Vec<u32> = plain_rows.iter().map(|row| row.argmax).collect();
         let other: Vec<u32> = (0..9).map(|row| row * 50).collect();
         for hints in [best, other] {
@@ -266,7 +267,7 @@ fn wrong_heads_are_errors() {
         cpu.sweep(
             &case.hidden,
             &table,
-            &Sweep { softcap: None, tile: 64, negligible: 28.0, heads: &heads, watch: None },
+            &Sweep { softcap: None, tile: 64, negligible: 28.0, heads: &heads, watch: None, times: None },
             None,
         )
     };
