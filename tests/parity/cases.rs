@@ -1,22 +1,13 @@
 //! Single passes: encoder states, keys and values, decoder logits without and with self-conditioning.
 
-use canvasd::model::{LayerKind, LoadOptions, probe};
+use canvasd::model::{KvElement, LayerKind, LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView};
 
 use super::fixture::{Fixture, all, committed};
-use super::world::{Tolerance, World, Worst, near};
+use super::world::{World, Worst, close};
 
 /// f32 weights: what two orders of summation may differ by.
 pub const BOUND: f32 = 1e-4;
-
-/// A reference computed in bf16 rounds every activation to 8 bits on the way, while we keep f32 between exactly widened
-/// weights; so we are as far from it as it is from itself in f32. On a folder of the fixture tool's (`--hidden 64 --vocab
-/// 420 --canvas 8 --dtype bfloat16`) that distance, root mean square over a tensor and relative to its size, is at most
-/// 0.013 for keys and values; for streams and logits 0.025 where both choose the same experts, up to 0.16 where rounding
-/// has tipped a choice. A single head's key or value, which is what is compared, comes to 0.026. A wrong
-/// mask, scale or norm is off by the size itself.
-const ROUNDED_CACHE: f32 = 0.06;
-const ROUNDED: f32 = 0.3;
 
 #[test]
 fn single_passes_equal_the_reference() {
@@ -57,7 +48,9 @@ fn every_instruction_path_gives_the_same_numbers() {
 /// Compares every case of a fixture; returns how many were skipped.
 fn compare(fixture: &Fixture, tuning: probe::Tuning) -> usize {
     let checkpoint = fixture.checkpoint();
-    let mut world = World::load(&checkpoint, &LoadOptions::default(), tuning);
+    // Keys and values unrounded, whatever the weights are stored in.
+    let options = LoadOptions { kv: Some(KvElement::F32), ..Default::default() };
+    let mut world = World::load(&checkpoint, &options, tuning);
     let mut worst = Worst::default();
     let mut skipped = 0;
     for case in fixture.names("cases") {
@@ -70,7 +63,7 @@ fn compare(fixture: &Fixture, tuning: probe::Tuning) -> usize {
                 one.run(&case);
             }
             // Pages and slots of one case are not needed by the next.
-            world = World::load(&fixture.checkpoint(), &LoadOptions::default(), tuning);
+            world = World::load(&fixture.checkpoint(), &options, tuning);
         }
     }
     println!("{} {tuning:?}: {worst:?}", fixture.name);
@@ -89,11 +82,6 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// The bound in f32, or another that holds for a reference computed in bf16.
-    fn within(&self, rounded: f32) -> Tolerance {
-        if self.fixture.is_rounded() { Tolerance::Relative(rounded) } else { Tolerance::Absolute(BOUND) }
-    }
-
     fn run(&mut self, case: &str) {
         let mask = self.fixture.get(&format!("enc.{case}.attention_mask"));
         self.pads = mask.at(self.row).iter().take_while(|&&seen| seen == 0.0).count();
@@ -118,7 +106,7 @@ impl Case<'_> {
                 let wanted = self.fixture.get(&name);
                 let width = wanted.shape[2];
                 let wanted = &wanted.at(self.row)[pads * width..];
-                near(&name, hidden, wanted, self.within(ROUNDED), &mut self.worst.hidden, &mut self.worst.compared);
+                close(&name, hidden, wanted, BOUND, &mut self.worst.hidden, &mut self.worst.compared);
             }
         }
         for layer in 0..self.world.layers.len() {
@@ -147,18 +135,11 @@ impl Case<'_> {
                 if self.pads == 0 {
                     let found = &key[head * dim..][..dim];
                     let wanted = wanted(keys.at(self.row));
-                    near(
-                        &k,
-                        found,
-                        &wanted,
-                        self.within(ROUNDED_CACHE),
-                        &mut self.worst.keys,
-                        &mut self.worst.compared,
-                    );
+                    close(&k, found, &wanted, BOUND, &mut self.worst.keys, &mut self.worst.compared);
                 }
                 let found = &value[head * dim..][..dim];
                 let wanted = wanted(values.at(self.row));
-                near(&v, found, &wanted, self.within(ROUNDED_CACHE), &mut self.worst.values, &mut self.worst.compared);
+                close(&v, found, &wanted, BOUND, &mut self.worst.values, &mut self.worst.compared);
             }
         }
     }
@@ -181,13 +162,13 @@ impl Case<'_> {
                 if self.fixture.has(&name) {
                     let wanted = self.fixture.get(&name);
                     let wanted = wanted.at(self.row);
-                    near(&name, hidden, wanted, self.within(ROUNDED), &mut self.worst.hidden, &mut self.worst.compared);
+                    close(&name, hidden, wanted, BOUND, &mut self.worst.hidden, &mut self.worst.compared);
                 }
             }
             let wanted = self.fixture.get(&format!("{name}.logits"));
             let found = seen.logits.concat();
             let wanted = wanted.at(self.row);
-            near(&name, &found, wanted, self.within(ROUNDED), &mut self.worst.logits, &mut self.worst.compared);
+            close(&name, &found, wanted, BOUND, &mut self.worst.logits, &mut self.worst.compared);
         }
     }
 }

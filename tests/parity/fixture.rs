@@ -15,6 +15,12 @@ pub struct Fixture {
     /// `reference.json`.
     pub info: Value,
     tensors: HashMap<String, Numbers>,
+    /// Where the reference computed in bf16: its own numbers of the tensors whose unrounded ones are in `tensors`.
+    rounded: HashMap<String, Numbers>,
+}
+
+fn is_rounded(info: &Value) -> bool {
+    info["arguments"]["dtype"] == "bfloat16"
 }
 
 /// A tensor of the reference, widened.
@@ -39,11 +45,25 @@ impl Fixture {
             }
         }
         assert!(!tensors.is_empty(), "{} holds no reference.safetensors", folder.display());
+        let info: Value = serde_json::from_slice(&read("reference.json")).expect("reference.json is JSON");
+        // A reference computed in bf16 rounds after every operation and so tips choices of experts; what it comes to
+        // without rounding stands beside it, and is what we must equal.
+        let rounded = is_rounded(&info).then(|| {
+            let path = folder.join("widened.safetensors");
+            assert!(path.exists(), "{}: run tests/fixtures/tool/widened.py on it", folder.display());
+            let bytes = read("widened.safetensors");
+            let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+            let widened = file.iter().map(|(name, view)| (name.to_owned(), Numbers::of(name, &view)));
+            widened
+                .filter_map(|(name, wide)| tensors.insert(name.clone(), wide).map(|rounded| (name, rounded)))
+                .collect()
+        });
         Fixture {
             name: folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
             folder: folder.to_owned(),
-            info: serde_json::from_slice(&read("reference.json")).expect("reference.json is JSON"),
+            info,
             tensors,
+            rounded: rounded.unwrap_or_default(),
         }
     }
 
@@ -54,7 +74,12 @@ impl Fixture {
 
     /// Whether the reference itself computed in bf16, rounding after every operation.
     pub fn is_rounded(&self) -> bool {
-        self.info["arguments"]["dtype"] == "bfloat16"
+        is_rounded(&self.info)
+    }
+
+    /// What the reference itself got in bf16, where it did.
+    pub fn rounded(&self, name: &str) -> Option<&Numbers> {
+        self.rounded.get(name)
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -105,9 +130,15 @@ pub fn committed() -> Vec<Fixture> {
     ["moe", "dense"].iter().map(|name| Fixture::open(&root.join(name))).collect()
 }
 
+/// A fixture whose weights are bf16, and whose reference computed both in bf16 and, widened, in f32.
+pub fn halves() -> Fixture {
+    Fixture::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bf16"))
+}
+
 /// The committed fixtures and those of the environment.
 pub fn all() -> Vec<Fixture> {
     let mut all = committed();
+    all.push(halves());
     if let Ok(more) = std::env::var("CANVASD_PARITY_FIXTURES") {
         all.extend(more.split(':').filter(|f| !f.is_empty()).map(|f| Fixture::open(Path::new(f))));
     }

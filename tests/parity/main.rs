@@ -9,6 +9,7 @@ mod company;
 mod fixture;
 mod formats;
 mod loading;
+mod precision;
 mod refusals;
 mod statistics;
 mod traces;

@@ -139,30 +139,6 @@ pub struct Worst {
     pub compared: usize,
 }
 
-/// How far two lists of numbers may be apart.
-#[derive(Debug, Clone, Copy)]
-pub enum Tolerance {
-    /// Each number by this much: a reference computed in f32.
-    Absolute(f32),
-    /// Root mean square of the differences, relative to that of what is wanted: a reference computed in bf16.
-    Relative(f32),
-}
-
-/// Compares numbers by a tolerance, remembering the worst difference of a number.
-pub fn near(what: &str, found: &[f32], wanted: &[f32], tolerance: Tolerance, worst: &mut f32, compared: &mut usize) {
-    let bound = match tolerance {
-        Tolerance::Absolute(bound) => return close(what, found, wanted, bound, worst, compared),
-        Tolerance::Relative(bound) => bound,
-    };
-    assert_eq!(found.len(), wanted.len(), "{what}: length");
-    let size: f64 = wanted.iter().map(|&b| f64::from(b).powi(2)).sum();
-    let apart: f64 = found.iter().zip(wanted).map(|(&a, &b)| f64::from(a - b).powi(2)).sum();
-    let relative = (apart / size.max(f64::MIN_POSITIVE)).sqrt() as f32;
-    assert!(relative <= bound, "{what}: {relative} of its size off, {bound} allowed");
-    *worst = worst.max(relative);
-    *compared += found.len();
-}
-
 /// Compares numbers, remembering the worst; `bound` is absolute.
 pub fn close(what: &str, found: &[f32], wanted: &[f32], bound: f32, worst: &mut f32, compared: &mut usize) {
     assert_eq!(found.len(), wanted.len(), "{what}: length");

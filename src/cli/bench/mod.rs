@@ -6,7 +6,6 @@ mod plot;
 mod report;
 mod step;
 mod target;
-mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,9 +79,17 @@ pub struct Arguments {
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "0,512,2048,8192")]
     prefix: Vec<usize>,
 
+    /// With --step: how spread the vocabulary's probabilities are, one measurement for each.
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', default_value = "flat,peaked")]
+    statistics: Vec<step::Statistics>,
+
     /// With --step: passes timed per measurement.
     #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
     repeats: usize,
+
+    /// With --step: tokens of a prompt whose encoding is timed, in chunks of 1,024; 0 for none.
+    #[arg(long, value_name = "N", default_value = "2048")]
+    encode: usize,
 
     /// Print the result as JSON on standard output instead of a table.
     #[arg(long)]
@@ -138,15 +145,34 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
 fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
     let threads = wire::threads(config);
     // Before the model takes memory: its threads are idle, and so is the memory.
-    let peak = Cpu::new(threads, None).map_err(|error| CliError::Pass(error.to_string()))?.peak();
+    let cpu = Cpu::new(threads, None).map_err(|error| CliError::Pass(error.to_string()))?;
+    let (peak, path) = (cpu.peak(), cpu.path().name());
+    drop(cpu);
+    let begun = Instant::now();
     let (mut model, parts) = wire::load(config, threads)?;
+    let (load, loaded) = (begun.elapsed(), step::Memory::now());
     let plan = step::Plan {
         canvases: arguments.canvases.clone(),
         prefixes: arguments.prefix.clone(),
+        statistics: arguments.statistics.clone(),
         repeats: arguments.repeats,
+        encode: arguments.encode,
     };
-    let measured = step::measure(&mut model, &plan)?;
-    let report = step::StepReport { model: parts.name, threads, shape: parts.shape, peak, measured };
+    let found = step::measure(&mut model, &plan)?;
+    let report = step::StepReport {
+        model: parts.name,
+        threads,
+        path,
+        precision: model.precision(),
+        kv: model.kv_element(),
+        shape: parts.shape,
+        weights: model.weight_bytes(),
+        peak,
+        load,
+        loaded,
+        end: step::Memory::now(),
+        found,
+    };
     if arguments.json {
         println!("{:#}", report.json());
     } else {

@@ -32,6 +32,15 @@ impl Path {
         }
     }
 
+    /// Its name, as [`Path::parse`] reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Path::Portable => "portable",
+            Path::Avx2 => "avx2",
+            Path::Avx512 => "avx512",
+        }
+    }
+
     /// The path named `portable`, `avx2` or `avx512`.
     pub fn parse(name: &str) -> Option<Path> {
         match name {

@@ -1,14 +1,17 @@
-//! `canvasd bench --step`: what single passes cost, by canvases in the pass and tokens before them, without scheduler or
-//! text: the model alone.
+//! `canvasd bench --step`: what single passes cost, by canvases in the pass and tokens before them, and where the time
+//! goes, without scheduler or text: the model alone.
+
+mod memory;
+mod report;
+mod work;
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
-use super::work::Work;
 use crate::cli::CliError;
-use crate::kernels::cpu::Peak;
-use crate::model::Config;
+use crate::model::{DiffusionGemma, Operation, Splits};
+pub use memory::Memory;
+pub use report::StepReport;
+
 use crate::pass::{
     Capacity, Conditioning, Denoiser, Draw, EngineError, Head, KvView, Limits, Output, PageId, Pass, Segment, SlotId,
 };
@@ -16,9 +19,31 @@ use crate::pass::{
 /// Rows of one encode chunk.
 const CHUNK: usize = 1024;
 
-/// The sampler's first temperature, where random weights give flat statistics (the worst case for the soft embedding),
-/// and one so low that the statistics are as peaked as on a settled canvas.
-const TEMPERATURES: [(&str, f32); 2] = [("flat", 0.8), ("peaked", 0.01)];
+/// How spread the vocabulary's probabilities are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Statistics {
+    /// The sampler's first temperature, where random weights give flat softmaxes: the worst case for the soft embedding.
+    Flat,
+    /// A temperature so low that they are as peaked as on a settled canvas.
+    Peaked,
+}
+
+impl Statistics {
+    fn temperature(self) -> f32 {
+        match self {
+            Statistics::Flat => 0.8,
+            Statistics::Peaked => 0.01,
+        }
+    }
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Statistics::Flat => "flat",
+            Statistics::Peaked => "peaked",
+        }
+    }
+}
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -27,37 +52,92 @@ pub struct Plan {
     pub canvases: Vec<usize>,
     /// Tokens encoded before the canvas, one measurement for each.
     pub prefixes: Vec<usize>,
+    /// One measurement for each.
+    pub statistics: Vec<Statistics>,
     /// Passes timed per measurement.
     pub repeats: usize,
+    /// Tokens whose encoding is timed by itself, in chunks of 1,024.
+    pub encode: usize,
 }
 
-/// One measurement.
+/// A model whose passes can be taken apart.
+pub trait Timed: Denoiser {
+    /// Sets every operation's stopwatch to zero and lets it run.
+    fn start_clock(&mut self);
+    /// What each operation has taken since.
+    fn clock(&self) -> Splits<Duration>;
+}
+
+impl Timed for DiffusionGemma {
+    fn start_clock(&mut self) {
+        DiffusionGemma::start_clock(self);
+    }
+
+    fn clock(&self) -> Splits<Duration> {
+        DiffusionGemma::clock(self)
+    }
+}
+
+/// One measurement of denoise passes.
 #[derive(Debug, Clone)]
 pub struct Measured {
     canvases: usize,
     prefix: usize,
-    statistics: &'static str,
-    /// Tokens per second of the encode that made the prefix; `None` without prefix.
-    encode: Option<f64>,
+    statistics: Statistics,
     /// Milliseconds of each timed pass, ascending.
     steps: Vec<f64>,
+    /// Milliseconds of each operation, the mean of the timed passes.
+    splits: Splits<f64>,
 }
 
 impl Measured {
+    /// The value that `share` of the passes do not exceed.
+    fn quantile(&self, share: f64) -> f64 {
+        let at = (share * self.steps.len().saturating_sub(1) as f64).round() as usize;
+        self.steps.get(at).copied().unwrap_or(f64::NAN)
+    }
+
     fn median(&self) -> f64 {
-        self.steps.get(self.steps.len() / 2).copied().unwrap_or(f64::NAN)
+        self.quantile(0.5)
+    }
+
+    fn mean(&self) -> f64 {
+        self.steps.iter().sum::<f64>() / self.steps.len() as f64
     }
 }
 
+/// What encoding took.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    tokens: usize,
+    milliseconds: f64,
+    /// Milliseconds of each operation.
+    splits: Splits<f64>,
+}
+
+impl Encoded {
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.milliseconds * 1e3
+    }
+}
+
+/// Everything that was measured.
+#[derive(Debug)]
+pub struct Findings {
+    encoded: Option<Encoded>,
+    steps: Vec<Measured>,
+}
+
 /// Times every combination that the model's context can hold.
-pub fn measure(model: &mut dyn Denoiser, plan: &Plan) -> Result<Vec<Measured>, CliError> {
+pub fn measure(model: &mut dyn Timed, plan: &Plan) -> Result<Findings, CliError> {
     let limits = model.limits().clone();
     let most = plan.canvases.iter().copied().max().unwrap_or(1);
     let deepest = plan.prefixes.iter().copied().filter(|prefix| prefix + limits.canvas <= limits.context).max();
     let Some(deepest) = deepest else {
         return Err(CliError::Usage(format!("no --prefix leaves room for a canvas in {} positions", limits.context)));
     };
-    let pages = Pages::new(&limits, deepest);
+    let encode = plan.encode.min(limits.context);
+    let pages = Pages::new(&limits, deepest.max(encode));
     let capacity = Capacity {
         full_pages: pages.full * most,
         sliding_pages: pages.sliding * most,
@@ -65,31 +145,45 @@ pub fn measure(model: &mut dyn Denoiser, plan: &Plan) -> Result<Vec<Measured>, C
         rows: CHUNK.max(most * limits.canvas),
     };
     model.reserve(capacity).map_err(failed)?;
-    let mut found = Vec::new();
+    let encoded = match encode {
+        0 => None,
+        tokens => {
+            // The first pass touches memory for the first time.
+            fill(model, &limits, &pages, 0, 1)?;
+            Some(fill(model, &limits, &pages, 0, tokens)?)
+        }
+    };
+    let mut steps = Vec::new();
     for &prefix in plan.prefixes.iter().filter(|prefix| **prefix <= deepest) {
-        let mut encode = None;
         for request in 0..most {
-            let rate = fill(model, &limits, &pages, request, prefix)?;
-            encode = encode.or(rate);
+            fill(model, &limits, &pages, request, prefix)?;
         }
         for &canvases in &plan.canvases {
-            for (statistics, temperature) in TEMPERATURES {
-                let steps = steps(model, &limits, &pages, (canvases, prefix, temperature), plan.repeats)?;
-                found.push(Measured { canvases, prefix, statistics, encode, steps });
+            for &statistics in &plan.statistics {
+                steps.push(denoise(model, &limits, &pages, (canvases, prefix, statistics), plan.repeats)?);
             }
         }
     }
-    Ok(found)
+    Ok(Findings { encoded, steps })
 }
 
-/// Encodes `prefix` tokens of one request and gives tokens per second.
+fn milliseconds(splits: &Splits<Duration>, passes: usize) -> Splits<f64> {
+    let mut means = Splits::default();
+    for operation in Operation::ALL {
+        *means.of_mut(operation) = splits.of(operation).as_secs_f64() * 1e3 / passes.max(1) as f64;
+    }
+    means
+}
+
+/// Encodes `prefix` tokens of one request.
 fn fill(
-    model: &mut dyn Denoiser,
+    model: &mut dyn Timed,
     limits: &Limits,
     pages: &Pages,
     request: usize,
     prefix: usize,
-) -> Result<Option<f64>, CliError> {
+) -> Result<Encoded, CliError> {
+    model.start_clock();
     let begun = Instant::now();
     let mut done = 0;
     while done < prefix {
@@ -99,18 +193,19 @@ fn fill(
         run(model, Pass { segments: vec![Segment::Encode { kv, tokens }] })?;
         done += rows;
     }
-    Ok((prefix > 0).then(|| prefix as f64 / begun.elapsed().as_secs_f64()))
+    let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(Encoded { tokens: prefix, milliseconds, splits: self::milliseconds(&model.clock(), 1) })
 }
 
-/// Milliseconds of `repeats` denoise passes, ascending; one more before them is not counted.
-fn steps(
-    model: &mut dyn Denoiser,
+/// Times `repeats` denoise passes; one more before them is not counted.
+fn denoise(
+    model: &mut dyn Timed,
     limits: &Limits,
     pages: &Pages,
-    (canvases, prefix, temperature): (usize, usize, f32),
+    (canvases, prefix, statistics): (usize, usize, Statistics),
     repeats: usize,
-) -> Result<Vec<f64>, CliError> {
-    let mut times = Vec::with_capacity(repeats);
+) -> Result<Measured, CliError> {
+    let mut steps = Vec::with_capacity(repeats);
     for round in 0..=repeats {
         let segment = |request: usize| Segment::Denoise {
             kv: pages.view(limits, request, prefix, 0),
@@ -118,19 +213,28 @@ fn steps(
             conditioning: if round == 0 { Conditioning::Fresh } else { Conditioning::Carried },
             tokens: tokens(limits, limits.canvas, (round * canvases + request) as u64),
             uniforms: vec![0.5; limits.canvas],
-            head: Head { temperature, draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 }, bias: [].into(), top_k: 0 },
+            head: Head {
+                temperature: statistics.temperature(),
+                draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
+                bias: [].into(),
+                top_k: 0,
+            },
         };
         let pass = Pass { segments: (0..canvases).map(segment).collect() };
+        if round == 1 {
+            model.start_clock();
+        }
         let took = run(model, pass)?;
         if round > 0 {
-            times.push(took.as_secs_f64() * 1e3);
+            steps.push(took.as_secs_f64() * 1e3);
         }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
+    steps.sort_by(f64::total_cmp);
+    let splits = milliseconds(&model.clock(), repeats);
+    Ok(Measured { canvases, prefix, statistics, steps, splits })
 }
 
-fn run(model: &mut dyn Denoiser, pass: Pass) -> Result<Duration, CliError> {
+fn run(model: &mut dyn Timed, pass: Pass) -> Result<Duration, CliError> {
     let begun = Instant::now();
     let outputs = model.run(&pass).map_err(failed)?;
     let took = begun.elapsed();
@@ -177,88 +281,6 @@ impl Pages {
             sliding_from: first * size,
             len,
         }
-    }
-}
-
-/// Everything measured, with what is needed to judge it.
-pub struct StepReport {
-    /// The model's name.
-    pub model: String,
-    /// Threads that computed.
-    pub threads: usize,
-    /// The model's shape.
-    pub shape: Config,
-    /// What the machine can do, measured just before.
-    pub peak: Peak,
-    /// The measurements.
-    pub measured: Vec<Measured>,
-}
-
-impl StepReport {
-    /// Operations per second of one measurement.
-    fn rate(&self, one: &Measured) -> f64 {
-        Work::of(&self.shape, one.prefix).total() * one.canvases as f64 / (one.median() / 1e3)
-    }
-
-    /// For programs.
-    pub fn json(&self) -> Value {
-        let step = |one: &Measured| {
-            let work = Work::of(&self.shape, one.prefix);
-            json!({
-                "canvases": one.canvases,
-                "prefix": one.prefix,
-                "statistics": one.statistics,
-                "step_ms": one.median(),
-                "step_ms_min": one.steps.first(),
-                "step_ms_max": one.steps.last(),
-                "passes": one.steps.len(),
-                "gflop_per_canvas": {
-                    "layers": work.layers / 1e9, "attention": work.attention / 1e9, "vocabulary": work.vocabulary / 1e9,
-                },
-                "gflops": self.rate(one) / 1e9,
-                "share_of_f32_peak": self.rate(one) / self.peak.flops,
-                "encode_tokens_per_second": one.encode,
-            })
-        };
-        json!({
-            "canvasd": env!("CARGO_PKG_VERSION"),
-            "model": self.model,
-            "threads": self.threads,
-            "canvas": self.shape.canvas,
-            "peak": {"f32_gflops": self.peak.flops / 1e9, "read_gbytes_per_second": self.peak.read / 1e9},
-            "steps": self.measured.iter().map(step).collect::<Vec<_>>(),
-        })
-    }
-
-    /// For people.
-    pub fn table(&self) -> String {
-        use std::fmt::Write;
-        let mut table = format!(
-            "{}, {} threads, canvas {}; this machine: {:.0} GFLOP/s in f32, reads {:.1} GB/s\n",
-            self.model,
-            self.threads,
-            self.shape.canvas,
-            self.peak.flops / 1e9,
-            self.peak.read / 1e9
-        );
-        table.push_str("canvases  prefix  statistics  step ms  min … max          GFLOP/s  of peak  encode tokens/s\n");
-        for one in &self.measured {
-            let (least, most) = (one.steps.first().copied(), one.steps.last().copied());
-            let spread = format!("{:.1} … {:.1}", least.unwrap_or(f64::NAN), most.unwrap_or(f64::NAN));
-            let encode = one.encode.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
-            // Writing to a string cannot fail.
-            let _ = writeln!(
-                table,
-                "{:>8}  {:>6}  {:<10}  {:>7.1}  {spread:<17}  {:>7.0}  {:>6.0}%  {encode:>15}",
-                one.canvases,
-                one.prefix,
-                one.statistics,
-                one.median(),
-                self.rate(one) / 1e9,
-                self.rate(one) / self.peak.flops * 100.0
-            );
-        }
-        table
     }
 }
 
@@ -327,26 +349,44 @@ mod tests {
         }
     }
 
+    impl Timed for Book {
+        fn start_clock(&mut self) {
+            self.passes = 0;
+        }
+
+        fn clock(&self) -> Splits<Duration> {
+            let mut splits = Splits::default();
+            *splits.of_mut(Operation::Mlp) = Duration::from_millis(self.passes as u64);
+            splits
+        }
+    }
+
+    #[test]
+    fn splits_are_means_of_the_timed_passes() {
+        let mut book = Book { limits: Some(limits()), ..Book::default() };
+        let plan =
+            Plan { canvases: vec![1], prefixes: vec![5], statistics: vec![Statistics::Flat], repeats: 4, encode: 1500 };
+        let found = measure(&mut book, &plan).unwrap();
+        // The scripted clock counts a millisecond per pass.
+        assert_eq!(*found.steps[0].splits.of(Operation::Mlp), 1.0);
+        assert_eq!(*found.encoded.unwrap().splits.of(Operation::Mlp), 2.0);
+    }
+
     #[test]
     fn views_are_what_a_model_expects_at_every_depth() {
         let mut book = Book { limits: Some(limits()), ..Book::default() };
-        let plan = Plan { canvases: vec![1, 3], prefixes: vec![0, 5, 16, 3000, 9000], repeats: 2 };
-        let measured = measure(&mut book, &plan).unwrap();
-        // 9000 does not fit into the context and is left out.
-        assert_eq!(measured.len(), 4 * 2 * 2);
-        assert!(measured.iter().all(|one| one.steps.len() == 2 && one.encode.is_some() == (one.prefix > 0)));
-        let shape = include_str!("../../../models/demo/config.json");
-        let report = StepReport {
-            model: "m".into(),
-            threads: 1,
-            shape: Config::from_json(&serde_json::from_str(shape).unwrap()).unwrap(),
-            peak: Peak { flops: 1e11, read: 1e10 },
-            measured,
+        let plan = Plan {
+            canvases: vec![1, 3],
+            prefixes: vec![0, 5, 16, 3000, 9000],
+            statistics: vec![Statistics::Flat, Statistics::Peaked],
+            repeats: 2,
+            encode: 2500,
         };
-        assert_eq!(report.table().lines().count(), 2 + report.measured.len());
-        let steps = report.json()["steps"].as_array().unwrap().clone();
-        assert_eq!(steps.len(), report.measured.len());
-        assert!(steps.iter().all(|step| step["gflops"].as_f64().is_some_and(|rate| rate > 0.0)));
+        let found = measure(&mut book, &plan).unwrap();
+        // 9000 does not fit into the context and is left out.
+        assert_eq!(found.steps.len(), 4 * 2 * 2);
+        assert!(found.steps.iter().all(|one| one.steps.len() == 2));
+        assert_eq!(found.encoded.as_ref().map(|encoded| encoded.tokens), Some(2500));
         let none = Plan { prefixes: vec![9000], ..plan };
         assert!(measure(&mut book, &none).is_err());
     }

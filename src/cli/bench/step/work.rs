@@ -1,27 +1,17 @@
 //! How many operations a denoise step asks for, from the model's shape alone; a multiply-add counts two.
 
-use crate::model::{Config, LayerKind};
+use crate::model::{Config, LayerKind, Operation, Splits};
 
-/// Operations of one denoise step of one canvas.
+/// Operations of one denoise step of one canvas, by part of the pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Work {
-    /// Projections, dense MLP, router and experts of all layers.
-    pub layers: f64,
-    /// Scores and weighted values over prefix and canvas.
-    pub attention: f64,
-    /// Logits and the next soft embedding, every entry of which is counted.
-    pub vocabulary: f64,
-}
+pub struct Work(Splits<f64>);
 
 impl Work {
-    /// For a canvas after `prefix` tokens.
+    /// For a canvas after `prefix` tokens. Every entry of the soft embedding is counted.
     pub fn of(config: &Config, prefix: usize) -> Work {
-        let hidden = config.hidden as f64;
-        let rows = config.canvas as f64;
-        let mixture = config.experts.map_or(0.0, |experts| {
-            hidden * experts.count as f64 + 3.0 * hidden * (experts.top_k * experts.intermediate) as f64
-        });
-        let (mut weights, mut attention) = (0.0, 0.0);
+        let mut work = Splits::default();
+        let (rows, hidden, inner) = (config.canvas as f64, config.hidden as f64, config.intermediate as f64);
+        let mut product = |operation, weights: f64| *work.of_mut(operation) += 2.0 * rows * weights;
         for kind in &config.layers {
             let heads = config.attention(*kind);
             let query = (config.heads * heads.head_dim) as f64;
@@ -31,19 +21,34 @@ impl Work {
                 LayerKind::Sliding => (2.0 * key, prefix.min(config.window.saturating_sub(1))),
                 LayerKind::Full => (key, prefix),
             };
-            weights += hidden * (2.0 * query + keys_and_values) + 3.0 * hidden * config.intermediate as f64 + mixture;
-            attention += 2.0 * query * (seen + config.canvas) as f64;
+            product(Operation::Projections, hidden * (2.0 * query + keys_and_values));
+            // Scores, and values weighted by them.
+            product(Operation::Attention, 2.0 * query * (seen + config.canvas) as f64);
+            product(Operation::Mlp, 3.0 * hidden * inner);
+            if let Some(experts) = &config.experts {
+                product(Operation::Router, hidden * experts.count as f64);
+                product(Operation::Experts, 3.0 * hidden * (experts.top_k * experts.intermediate) as f64);
+            }
         }
-        Work {
-            layers: 2.0 * rows * weights,
-            attention: 2.0 * rows * attention,
-            vocabulary: 4.0 * rows * config.vocabulary as f64 * hidden,
-        }
+        product(Operation::SelfConditioning, 3.0 * hidden * inner);
+        product(Operation::Head, config.vocabulary as f64 * hidden);
+        product(Operation::SoftEmbedding, config.vocabulary as f64 * hidden);
+        Work(work)
+    }
+
+    /// One part's.
+    pub fn part(&self, operation: Operation) -> f64 {
+        *self.0.of(operation)
+    }
+
+    /// Several parts'.
+    pub fn parts(&self, operations: &[Operation]) -> f64 {
+        operations.iter().map(|operation| self.part(*operation)).sum()
     }
 
     /// Everything.
-    pub fn total(self) -> f64 {
-        self.layers + self.attention + self.vocabulary
+    pub fn total(&self) -> f64 {
+        self.parts(&Operation::ALL)
     }
 }
 
@@ -73,12 +78,13 @@ mod tests {
         .unwrap();
         let work = Work::of(&config, 512);
         // 1,579 and 756 GFLOP for 256 rows.
-        assert_eq!((work.layers / 1e9).round(), 1579.0);
-        assert_eq!((work.vocabulary / 1e9).round(), 756.0);
+        use Operation::*;
+        assert_eq!((work.parts(&[Projections, Mlp, Router, Experts]) / 1e9).round(), 1579.0);
+        assert_eq!((work.parts(&[Head, SoftEmbedding]) / 1e9).round(), 756.0);
         // 25 sliding layers of 16 heads × 256 and 5 full ones of 16 × 512, each row over 512 + 256 positions.
-        assert_eq!(work.attention, 4.0 * 256.0 * 768.0 * 16.0 * (25.0 * 256.0 + 5.0 * 512.0));
+        assert_eq!(work.part(Attention), 4.0 * 256.0 * 768.0 * 16.0 * (25.0 * 256.0 + 5.0 * 512.0));
         let deep = Work::of(&config, 8192);
         let sliding = 25.0 * 256.0 * (1023.0 + 256.0);
-        assert_eq!(deep.attention, 4.0 * 256.0 * 16.0 * (sliding + 5.0 * 512.0 * (8192.0 + 256.0)));
+        assert_eq!(deep.part(Attention), 4.0 * 256.0 * 16.0 * (sliding + 5.0 * 512.0 * (8192.0 + 256.0)));
     }
 }
