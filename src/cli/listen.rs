@@ -1,6 +1,7 @@
 //! The accept loop: a router on a socket, with bounds on what a client can hold and a close that loses nothing.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,11 +14,16 @@ use axum::extract::{ConnectInfo, Request};
 use axum::http::{HeaderValue, header};
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
+
+/// How long, and how many bytes, a client may go on sending a body that was refused before it was read.
+const LINGER: Duration = Duration::from_secs(5);
+const DISCARDED: usize = 64 << 20;
 
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
@@ -66,29 +72,49 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close:
 async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, head: Duration, close: CancellationToken) {
     // Small pieces of a stream should leave at once.
     let _ = stream.set_nodelay(true);
+    let unread = Arc::new(AtomicBool::new(false));
+    let noted = unread.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(answer(router, request).await) }
+        let (router, noted) = (router.clone(), noted.clone());
+        Box::pin(async move { Ok::<_, Infallible>(answer(router, request, &noted).await) })
     });
-    let serving = hyper::server::conn::http1::Builder::new()
+    let mut serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(serving);
     let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+        ended = poll_fn(|cx| serving.poll_without_shutdown(cx)) => ended,
         () = close.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+            Pin::new(&mut serving).graceful_shutdown();
+            poll_fn(|cx| serving.poll_without_shutdown(cx)).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "a connection ended early");
     }
+    let mut stream = serving.into_parts().io.into_inner();
+    let _ = stream.shutdown().await;
+    if unread.load(Ordering::Acquire) {
+        let _ = tokio::time::timeout(LINGER, discard(stream)).await;
+    }
 }
 
-async fn answer(router: Router, request: hyper::Request<Incoming>) -> axum::response::Response {
+/// Takes in what a client still sends. Closing a socket on bytes that nobody has read resets the connection, and the
+/// client may then lose the answer that was sent before.
+async fn discard(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut bytes = vec![0; 16 << 10];
+    let mut left = DISCARDED;
+    while left > 0 {
+        match stream.read(&mut bytes).await? {
+            0 => break,
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
+}
+
+async fn answer(router: Router, request: hyper::Request<Incoming>, unread: &AtomicBool) -> axum::response::Response {
     let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
     let request: Request = request.map(|body| axum::body::Body::new(Watched { body, read: read.clone() }));
     let mut response = match router.oneshot(request).await {
@@ -98,6 +124,7 @@ async fn answer(router: Router, request: hyper::Request<Incoming>) -> axum::resp
     // A refusal may come before the body was read, and the connection then ends with it. The client has to be told, or
     // its next request meets a connection that is being closed.
     if !read.load(Ordering::Acquire) {
+        unread.store(true, Ordering::Release);
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
