@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use super::body::Ignored;
 use super::error::ApiError;
 use super::generation::Encoded;
 use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
-use super::wire::options::Tool;
-use crate::prompt::{self, Chat, Fault, PromptError, Thinking};
+use super::wire::options::{Function, Tool};
+use crate::prompt::{self, Chat, Fault, PromptError, Text, Thinking};
 
 /// Longest name of a tool, as in the original API.
 const TOOL_NAME: usize = 64;
@@ -61,12 +62,7 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Res
         _ => None,
     };
     let content = match (wire.content, wire.refusal) {
-        (Some(Content::Text(text)), _) => prompt::Content::Text(text),
-        (Some(Content::Parts(parts)), _) => {
-            let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, wire)| part(wire, &format!("{path}.content[{index}]")));
-            prompt::Content::Parts(parts.collect::<Result<_, _>>()?)
-        }
+        (Some(wire), _) => content(wire, &at("content"))?,
         (None, Some(refusal)) => prompt::Content::Text(refusal),
         // An assistant may say nothing: it called tools, or its answer was cut off at once.
         (None, None) if role == Role::Assistant => prompt::Content::Text(String::new()),
@@ -81,6 +77,18 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Res
     };
     let reasoning = wire.reasoning_content.or(wire.reasoning);
     Ok(prompt::Message { role, content, name: wire.name, reasoning, tool_calls, tool_call_id })
+}
+
+/// What a message, or the result of a call, holds.
+pub(crate) fn content(wire: Content, path: &str) -> Result<prompt::Content, ApiError> {
+    match wire {
+        Content::Text(text) => Ok(prompt::Content::Text(text)),
+        Content::Parts(parts) => {
+            let parts = parts.into_iter().enumerate();
+            let parts = parts.map(|(index, wire)| part(wire, &format!("{path}[{index}]")));
+            Ok(prompt::Content::Parts(parts.collect::<Result<_, _>>()?))
+        }
+    }
 }
 
 fn part(wire: ContentPart, path: &str) -> Result<prompt::Part, ApiError> {
@@ -109,14 +117,28 @@ fn tool_call(wire: SentToolCall, path: &str) -> Result<prompt::ToolCall, ApiErro
     Ok(prompt::ToolCall {
         id: wire.id.ok_or_else(|| ApiError::missing(&at("id")))?,
         name: function.name.ok_or_else(|| ApiError::missing(&at("function.name")))?,
-        arguments: function.arguments.unwrap_or_default(),
+        arguments: arguments(function.arguments, &at("function.arguments"))?,
     })
+}
+
+/// The arguments of a call in the history: the JSON text of an object, or none.
+pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, Value>, ApiError> {
+    match text.as_deref().map(str::trim) {
+        None | Some("") => Ok(Map::new()),
+        Some(text) => serde_json::from_str(text)
+            .map_err(|error| ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {error}."))),
+    }
 }
 
 /// The tools that the model is told of: none where `choice` says so.
 pub(crate) fn tools(wire: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Vec<Value>, ApiError> {
     let tools = wire.unwrap_or_default().into_iter().enumerate();
     let tools = tools.map(|(index, wire)| tool(wire, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
+    offered(tools, choice)
+}
+
+/// Those tools, or none where `choice` says so.
+pub(crate) fn offered(tools: Vec<Value>, choice: Option<ToolChoice>) -> Result<Vec<Value>, ApiError> {
     match choice {
         None => Ok(tools),
         Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(tools),
@@ -133,61 +155,101 @@ fn not_enforced() -> ApiError {
 }
 
 fn tool(wire: Tool, path: &str) -> Result<Value, ApiError> {
-    let at = |field: &str| format!("{path}.{field}");
-    match wire.r#type.as_deref() {
-        Some("function") => {}
-        Some(_) => return Err(ApiError::unsupported(at("type"), "The type of a tool must be 'function'.")),
-        None => return Err(ApiError::missing(&at("type"))),
+    check_kind(wire.r#type.as_deref(), path)?;
+    let path = format!("{path}.function");
+    function(wire.function.ok_or_else(|| ApiError::missing(&path))?, &path)
+}
+
+/// Refuses a tool that is no function.
+pub(crate) fn check_kind(kind: Option<&str>, path: &str) -> Result<(), ApiError> {
+    let path = format!("{path}.type");
+    match kind {
+        Some("function") => Ok(()),
+        Some(_) => Err(ApiError::unsupported(path, "The type of a tool must be 'function'.")),
+        None => Err(ApiError::missing(&path)),
     }
-    let function = wire.function.ok_or_else(|| ApiError::missing(&at("function")))?;
-    let name = function.name.ok_or_else(|| ApiError::missing(&at("function.name")))?;
+}
+
+/// A function as the template is told of it; `path` is where the request describes it.
+pub(crate) fn function(wire: Function, path: &str) -> Result<Value, ApiError> {
+    let at = |field: &str| format!("{path}.{field}");
+    let name = wire.name.ok_or_else(|| ApiError::missing(&at("name")))?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name.len() > TOOL_NAME || !name.chars().all(legal) {
         let message =
             format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
-        return Err(ApiError::invalid(at("function.name"), message));
+        return Err(ApiError::invalid(at("name"), message));
     }
-    if function.strict == Some(true) {
+    if wire.strict == Some(true) {
         let message = "The schema of arguments is not enforced; leave 'strict' out or set it to false.";
-        return Err(ApiError::unsupported(at("function.strict"), message));
+        return Err(ApiError::unsupported(at("strict"), message));
     }
     let mut declared = Map::new();
     declared.insert("name".into(), name.into());
-    if let Some(description) = function.description {
+    if let Some(description) = wire.description {
         declared.insert("description".into(), description.into());
     }
-    if let Some(parameters) = function.parameters {
+    if let Some(parameters) = wire.parameters {
         declared.insert("parameters".into(), parameters.into());
     }
     Ok(json!({"type": "function", "function": declared}))
 }
 
 /// Whether the model is to think, and what else the template is told.
-pub(crate) fn thinking(
-    effort: Option<ReasoningEffort>,
-    kwargs: Option<Map<String, Value>>,
-) -> Result<(Thinking, Map<String, Value>), ApiError> {
-    let mut kwargs = kwargs.unwrap_or_default();
-    // The place of a key in the map is of no consequence to a template.
-    let switch = kwargs.swap_remove("enable_thinking").filter(|value| !value.is_null());
-    let thinking = match (switch, effort) {
-        (Some(Value::Bool(true)), _) => Thinking::On,
-        (Some(Value::Bool(false)), _) => Thinking::Off,
-        (Some(_), _) => {
-            let path = "chat_template_kwargs.enable_thinking";
-            return Err(ApiError::invalid(path, format!("'{path}' must be true or false.")));
-        }
-        (None, None) => Thinking::Default,
-        (None, Some(ReasoningEffort::None | ReasoningEffort::Minimal)) => Thinking::Off,
-        (None, Some(_)) => Thinking::On,
-    };
-    Ok((thinking, kwargs))
+#[derive(Debug, Default)]
+pub(crate) struct Reflection {
+    pub thinking: Thinking,
+    pub kwargs: Map<String, Value>,
+    /// The field that switches thinking.
+    pub field: &'static str,
 }
 
-/// Renders and tokenizes, off the threads that serve connections: a long conversation takes its time.
-pub(crate) async fn encode_chat(state: &AppState, chat: Chat) -> Result<Encoded, ApiError> {
+impl Reflection {
+    /// From the request's effort, whose name is `field`, and the template's further variables.
+    pub(crate) fn new(
+        field: &'static str,
+        effort: Option<ReasoningEffort>,
+        kwargs: Option<Map<String, Value>>,
+    ) -> Result<Reflection, ApiError> {
+        const SWITCH: &str = "chat_template_kwargs.enable_thinking";
+        let mut kwargs = kwargs.unwrap_or_default();
+        // The place of a key in the map is of no consequence to a template.
+        let switch = kwargs.swap_remove("enable_thinking").filter(|value| !value.is_null());
+        let (thinking, field) = match (switch, effort) {
+            (Some(Value::Bool(true)), _) => (Thinking::On, SWITCH),
+            (Some(Value::Bool(false)), _) => (Thinking::Off, SWITCH),
+            (Some(_), _) => return Err(ApiError::invalid(SWITCH, format!("'{SWITCH}' must be true or false."))),
+            (None, None) => (Thinking::Default, field),
+            (None, Some(ReasoningEffort::None | ReasoningEffort::Minimal)) => (Thinking::Off, field),
+            (None, Some(_)) => (Thinking::On, field),
+        };
+        Ok(Reflection { thinking, kwargs, field })
+    }
+
+    /// Notes the variables that the template does not read: they have no effect.
+    pub(crate) fn note_unread(&self, text: &Text, ignored: &mut Ignored) {
+        for key in self.kwargs.keys().filter(|key| !text.reads(key)) {
+            ignored.add(format!("chat_template_kwargs.{key}"));
+        }
+    }
+}
+
+/// Renders and tokenizes, off the threads that serve connections: a long conversation takes its time. `messages` and
+/// `thinking` are the request's names for what errors may be about.
+pub(crate) async fn encode_chat(
+    state: &AppState,
+    chat: Chat,
+    messages: &'static str,
+    thinking: &'static str,
+) -> Result<Encoded, ApiError> {
     let text = state.text().clone();
-    let prompt = aside(move || text.render(&chat)).await?.map_err(|error| of_prompt(&error))?;
+    let prompt = aside(move || text.render(&chat)).await?.map_err(|error| match error.fault() {
+        Fault::Thinking => {
+            let message = format!("This checkpoint's chat template knows no thinking; leave '{thinking}' out.");
+            ApiError::unsupported(thinking, message)
+        }
+        _ => of_prompt(&error, messages),
+    })?;
     Ok(Encoded { ids: prompt.ids, resume_points: prompt.resume_points, opening: prompt.opening })
 }
 
@@ -196,13 +258,14 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::of_status(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
-/// An error between text and tokens, as the client sees it.
-pub(crate) fn of_prompt(error: &PromptError) -> ApiError {
+/// An error between text and tokens, as the client sees it; `messages` is the request's name for what was rendered.
+pub(crate) fn of_prompt(error: &PromptError, messages: &str) -> ApiError {
+    let message = sentence(&error.to_string());
     match error.fault() {
-        Fault::Request { param } => ApiError::invalid(param, sentence(&error.to_string())),
-        Fault::Checkpoint => {
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, sentence(&error.to_string())).code("checkpoint")
-        }
+        Fault::Messages => ApiError::invalid(messages, message),
+        Fault::Tools => ApiError::unsupported("tools", message),
+        Fault::Thinking | Fault::Kwargs => ApiError::invalid("chat_template_kwargs", message),
+        Fault::Checkpoint => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("checkpoint"),
     }
 }
 

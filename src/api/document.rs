@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
@@ -13,9 +14,42 @@ use super::routes::{chat, completions, document, models, probes, responses, toke
 /// The document as JSON text: what `openapi/openapi.json` holds and `GET /openapi.json` answers.
 pub fn openapi() -> String {
     // The document is built from literals; a test makes it.
-    let mut text = serde_json::to_string_pretty(&Document::openapi()).expect("the document is JSON");
-    text.push('\n');
-    text
+    let mut document = serde_json::to_value(Document::openapi()).expect("the document is JSON");
+    describe_events(&mut document);
+    format!("{document:#}\n")
+}
+
+/// Says of every stream what an event is: text, which holds the JSON that the handlers name.
+fn describe_events(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match value.get_mut("schema").filter(|_| key == "text/event-stream") {
+                    Some(schema) => *schema = event_of(schema.take()),
+                    None => describe_events(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(describe_events),
+        _ => {}
+    }
+}
+
+fn event_of(data: Value) -> Value {
+    json!({
+        "type": "object",
+        "description": "One server-sent event.",
+        "required": ["data"],
+        "properties": {
+            "event": {"type": "string", "description": "Its name, where it has one."},
+            "data": {
+                "type": "string",
+                "description": "JSON; `[DONE]` at the end of a stream of chunks; an error's envelope where the answer breaks off.",
+                "contentMediaType": "application/json",
+                "contentSchema": data
+            }
+        }
+    })
 }
 
 #[derive(OpenApi)]

@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::edits::edits;
 use super::order::ProgressPlan;
 use super::wire::options::ProgressMode;
-use super::wire::progress::{Edit, ProgressFrame};
+use super::wire::progress::ProgressFrame;
 use crate::prompt::{Channel, Dialect, TextReader};
 use crate::scheduler::{Draft, Phase};
 
@@ -213,35 +214,4 @@ fn phase_name(phase: Phase) -> &'static str {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// What turns `old` into `new`: nothing, or one replacement between what they share at both ends.
-fn edits(old: &str, new: &str) -> Vec<Edit> {
-    if old == new {
-        return Vec::new();
-    }
-    let old: Vec<char> = old.chars().collect();
-    let new: Vec<char> = new.chars().collect();
-    let at = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
-    let kept = old[at..].iter().rev().zip(new[at..].iter().rev()).take_while(|(a, b)| a == b).count();
-    vec![Edit { at, remove: old.len() - at - kept, insert: new[at..new.len() - kept].iter().collect() }]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edits_lead_from_one_draft_to_the_next() {
-        for (old, new) in
-            [("", "abc"), ("abc", ""), ("same", "same"), ("aaa", "aa"), ("aa", "aaa"), ("äxé", "äyé"), ("ab", "xaby")]
-        {
-            let mut screen: Vec<char> = old.chars().collect();
-            for edit in edits(old, new) {
-                screen.splice(edit.at..edit.at + edit.remove, edit.insert.chars());
-            }
-            assert_eq!(screen.into_iter().collect::<String>(), new, "{old:?} to {new:?}");
-        }
-        assert!(edits("same", "same").is_empty());
-    }
 }

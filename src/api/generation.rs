@@ -25,6 +25,24 @@ pub(crate) enum Calls {
     All,
     /// The first.
     First,
+    /// None: no tools are offered, so there are no calls.
+    None,
+}
+
+impl Calls {
+    /// What a request with those tools wants.
+    pub(crate) fn of<T>(tools: &[T], parallel: Option<bool>) -> Calls {
+        match parallel {
+            _ if tools.is_empty() => Calls::None,
+            Some(false) => Calls::First,
+            _ => Calls::All,
+        }
+    }
+
+    /// How a chat answer is read accordingly.
+    pub(crate) fn dialect(self) -> Dialect {
+        if self == Calls::None { Dialect::ChatWithoutTools } else { Dialect::Chat }
+    }
 }
 
 /// All that a request wants done.

@@ -4,10 +4,12 @@
 //! `prompt`'s text, and events back into responses; it knows no tensor.
 
 mod body;
+mod chunks;
 mod conversation;
 mod document;
 mod drafts;
 mod edge;
+mod edits;
 mod error;
 mod generation;
 mod logprobs;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::ApiError;
+use super::state::AppState;
 use super::wire::chat::Seed;
 use super::wire::either::{Progress, Stop};
 use super::wire::options::{DiffusionOptions, Effort, ProgressMode, StreamOptions};
@@ -90,9 +91,35 @@ impl Delivery {
     }
 }
 
+/// Takes the fields that all generating requests share out of a request.
+macro_rules! wishes {
+    ($request:expr) => {
+        $crate::api::order::Wishes {
+            seed: $request.seed.take(),
+            temperature: $request.temperature.take(),
+            top_p: $request.top_p.take(),
+            logit_bias: $request.logit_bias.take(),
+            presence_penalty: $request.presence_penalty.take(),
+            frequency_penalty: $request.frequency_penalty.take(),
+            stop: $request.stop.take(),
+            diffusion: $request.diffusion.take(),
+            stream: $request.stream.take(),
+            stream_options: $request.stream_options.take(),
+            diffusing: $request.diffusing.take(),
+        }
+    };
+}
+pub(crate) use wishes;
+
 impl Wishes {
+    /// Checks everything against what this server has and allows.
+    pub(crate) fn order(self, state: &AppState) -> Result<Order, ApiError> {
+        let longest = state.settings().request_timeout;
+        self.check(state.card().sampler, state.engine().limits().vocabulary, longest)
+    }
+
     /// Checks everything; `checkpoint` is the model's own sampler, `longest` the server's time limit.
-    pub(crate) fn check(self, checkpoint: Sampler, vocabulary: usize, longest: Duration) -> Result<Order, ApiError> {
+    fn check(self, checkpoint: Sampler, vocabulary: usize, longest: Duration) -> Result<Order, ApiError> {
         let temperature = within("temperature", self.temperature, 1.0, 0.0, 2.0)?;
         let top_p = within("top_p", self.top_p, 1.0, 0.0, 1.0)?;
         if top_p == 0.0 {
@@ -286,21 +313,8 @@ mod tests {
 
     /// Checks one request's shared fields.
     fn check(body: Value) -> Result<Order, ApiError> {
-        let body: crate::api::wire::chat::ChatRequest = serde_json::from_value(body).unwrap();
-        let wishes = Wishes {
-            seed: body.seed,
-            temperature: body.temperature,
-            top_p: body.top_p,
-            logit_bias: body.logit_bias,
-            presence_penalty: body.presence_penalty,
-            frequency_penalty: body.frequency_penalty,
-            stop: body.stop,
-            diffusion: body.diffusion,
-            stream: body.stream,
-            stream_options: body.stream_options,
-            diffusing: body.diffusing,
-        };
-        wishes.check(Sampler::default(), 100, LONGEST)
+        let mut body: crate::api::wire::chat::ChatRequest = serde_json::from_value(body).unwrap();
+        wishes!(body).check(Sampler::default(), 100, LONGEST)
     }
 
     #[test]

@@ -109,8 +109,8 @@ pub struct ToolCall {
     pub id: String,
     /// The tool.
     pub name: String,
-    /// JSON text of an object, as the client sent it; empty means no arguments.
-    pub arguments: String,
+    /// What it was called with.
+    pub arguments: Map<String, Value>,
 }
 
 /// A rendered and tokenised conversation.

@@ -24,18 +24,6 @@ pub enum PromptError {
     /// A template argument would replace what the server fills in.
     #[error("the server fills in {0} itself: leave it out of chat_template_kwargs")]
     ReservedArgument(String),
-    /// The arguments of a tool call in the history are not a JSON object.
-    #[error(
-        "the arguments in messages[{message}].tool_calls[{call}].function must be the JSON text of an object: {reason}"
-    )]
-    Arguments {
-        /// Index of the message.
-        message: usize,
-        /// Index of the call within it.
-        call: usize,
-        /// What the parser says.
-        reason: String,
-    },
     /// A text uses up every code point that the renderer could mark it with.
     #[error("the text uses too many private code points to be rendered safely")]
     NoSentinel,
@@ -50,14 +38,17 @@ pub enum PromptError {
     Tokenizer(String),
 }
 
-/// Whose fault a [`PromptError`] is.
+/// Whose fault a [`PromptError`] is: what of the request it is about, if it is the request's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The request's; the field it is about.
-    Request {
-        /// Name of the request's field.
-        param: &'static str,
-    },
+    /// The text or the conversation.
+    Messages,
+    /// The tools.
+    Tools,
+    /// What switches thinking on.
+    Thinking,
+    /// The template's further variables.
+    Kwargs,
     /// The checkpoint's or ours.
     Checkpoint,
 }
@@ -70,12 +61,10 @@ impl PromptError {
             | PromptError::NoMessages
             | PromptError::Raised(_)
             | PromptError::Render(_)
-            | PromptError::Arguments { .. }
-            | PromptError::NoSentinel => Fault::Request { param: "messages" },
-            PromptError::NoTools => Fault::Request { param: "tools" },
-            PromptError::NoThinking | PromptError::ReservedArgument(_) => {
-                Fault::Request { param: "chat_template_kwargs" }
-            }
+            | PromptError::NoSentinel => Fault::Messages,
+            PromptError::NoTools => Fault::Tools,
+            PromptError::NoThinking => Fault::Thinking,
+            PromptError::ReservedArgument(_) => Fault::Kwargs,
             PromptError::Template(_) | PromptError::Decoder(_) | PromptError::Tokenizer(_) => Fault::Checkpoint,
         }
     }

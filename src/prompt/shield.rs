@@ -223,10 +223,9 @@ fn strings_of(message: &Message, note: &mut impl FnMut(&str)) {
     for call in &message.tool_calls {
         note(&call.id);
         note(&call.name);
-        // Escapes in the JSON text can spell anything, so what it says is looked at too.
-        note(&call.arguments);
-        if let Ok(arguments) = serde_json::from_str(&call.arguments) {
-            strings_in(&arguments, note);
+        for (key, value) in &call.arguments {
+            note(key);
+            strings_in(value, note);
         }
     }
 }

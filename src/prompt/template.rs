@@ -125,8 +125,8 @@ impl Template {
             .messages
             .iter()
             .enumerate()
-            .map(|(index, message)| self.message(chat, index, message, shield))
-            .collect::<Result<Vec<Value>, PromptError>>()?;
+            .map(|(index, message)| self.message(&chat.messages[..index], message, shield))
+            .collect::<Vec<Value>>();
         context.push(("messages".to_owned(), Value::from(messages)));
         let tools = match chat.tools.as_slice() {
             [] => Value::from(()),
@@ -166,7 +166,7 @@ impl Template {
         Ok(())
     }
 
-    fn message(&self, chat: &Chat, index: usize, message: &Message, shield: &Shield) -> Result<Value, PromptError> {
+    fn message(&self, earlier: &[Message], message: &Message, shield: &Shield) -> Value {
         let role = match message.role {
             Role::Developer if !self.reads("developer") => Role::System,
             role => role,
@@ -188,7 +188,7 @@ impl Template {
             },
         ));
         let call = message.tool_call_id.as_deref();
-        let answered = call.filter(|_| role == Role::Tool).and_then(|id| called(&chat.messages[..index], id));
+        let answered = call.filter(|_| role == Role::Tool).and_then(|id| called(earlier, id));
         if let Some(name) = message.name.as_deref().or(answered) {
             fields.push(("name", Value::from(shield.text(name))));
         }
@@ -201,11 +201,10 @@ impl Template {
             fields.push(("reasoning_content", reasoning));
         }
         if !message.tool_calls.is_empty() {
-            let calls = message.tool_calls.iter().enumerate();
-            let calls = calls.map(|(call, of)| tool_call(of, index, call, shield));
-            fields.push(("tool_calls", Value::from(calls.collect::<Result<Vec<Value>, PromptError>>()?)));
+            let calls = message.tool_calls.iter().map(|call| tool_call(call, shield));
+            fields.push(("tool_calls", calls.collect()));
         }
-        Ok(Value::from_pairs(fields))
+        Value::from_pairs(fields)
     }
 }
 
@@ -220,21 +219,16 @@ fn joined(parts: &[Part]) -> String {
     texts.join("\n")
 }
 
-fn tool_call(of: &ToolCall, message: usize, call: usize, shield: &Shield) -> Result<Value, PromptError> {
-    let arguments = match of.arguments.trim() {
-        "" => Ok(serde_json::Map::new()),
-        text => serde_json::from_str::<serde_json::Map<String, Json>>(text),
-    };
-    let arguments = arguments.map_err(|error| PromptError::Arguments { message, call, reason: error.to_string() })?;
+fn tool_call(call: &ToolCall, shield: &Shield) -> Value {
     let function = Value::from_pairs([
-        ("name", Value::from(shield.text(&of.name))),
-        ("arguments", shielded(&Json::Object(arguments), shield)),
+        ("name", Value::from(shield.text(&call.name))),
+        ("arguments", shielded_map(&call.arguments, shield)),
     ]);
-    Ok(Value::from_pairs([
-        ("id", Value::from(shield.text(&of.id))),
+    Value::from_pairs([
+        ("id", Value::from(shield.text(&call.id))),
         ("type", Value::from("function")),
         ("function", function),
-    ]))
+    ])
 }
 
 /// JSON as a template's value, every string and key shielded.
@@ -249,10 +243,12 @@ fn shielded(json: &Json, shield: &Shield) -> Value {
         },
         Json::String(text) => Value::from(shield.text(text)),
         Json::Array(items) => items.iter().map(|item| shielded(item, shield)).collect(),
-        Json::Object(map) => {
-            Value::from_pairs(map.iter().map(|(key, value)| (shield.text(key), shielded(value, shield))))
-        }
+        Json::Object(map) => shielded_map(map, shield),
     }
+}
+
+fn shielded_map(map: &serde_json::Map<String, Json>, shield: &Shield) -> Value {
+    Value::from_pairs(map.iter().map(|(key, value)| (shield.text(key), shielded(value, shield))))
 }
 
 /// Drops the tags with which training marks what the model wrote: `{% generation %} … {% endgeneration %}`.
@@ -260,10 +256,10 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
-        let Some(length) = rest[open..].find("%}") else { break };
-        let (tag, after) = (&rest[open..open + length + 2], &rest[open + length + 2..]);
-        let inner = &tag[2..tag.len() - 2];
-        out.push_str(&rest[..open]);
+        let (before, tag) = rest.split_at(open);
+        let Some((inner, after)) = tag[2..].split_once("%}") else { break };
+        let tag = &tag[..tag.len() - after.len()];
+        out.push_str(before);
         let word = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         match word {
             "generation" => out.push_str(&tag.replace("generation", "if true")),

@@ -339,6 +339,10 @@ async fn the_model_is_known_by_its_names_and_no_other() {
 async fn what_cannot_be_honoured_is_refused_by_name() {
     let app = App::new();
     let tool = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
+    let called = |arguments: &str| {
+        let call = json!({"id": "c", "function": {"name": "f", "arguments": arguments}});
+        json!({"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    };
     for (fields, param) in [
         (json!({"messages": null}), "messages"),
         (json!({"messages": []}), "messages"),
@@ -373,6 +377,9 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
             json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]}),
             "messages[0].tool_calls[0].id",
         ),
+        (called("["), "messages[0].tool_calls[0].function.arguments"),
+        (called("[]"), "messages[0].tool_calls[0].function.arguments"),
+        (called("1"), "messages[0].tool_calls[0].function.arguments"),
         (json!({"n": 0}), "n"),
         (json!({"n": 129}), "n"),
         (json!({"n": -1}), "n"),
@@ -417,6 +424,38 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
     }
+}
+
+#[tokio::test]
+async fn what_the_template_cannot_do_is_refused_by_the_name_that_the_client_used() {
+    const PLAIN: &str =
+        "{% for m in messages %}<|turn>{{ m['role'] }}\n{{ m['content'] }}<turn|>\n{% endfor %}{{ '<|turn>model\n' }}";
+    let app = App::speaking(PLAIN);
+    let switch = json!({"chat_template_kwargs": {"enable_thinking": true}});
+    for (fields, param) in [
+        (json!({"reasoning_effort": "high"}), "reasoning_effort"),
+        (switch, "chat_template_kwargs.enable_thinking"),
+        (json!({"tools": weather()}), "tools"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs"),
+    ] {
+        let error = app.chat("hello", fields.clone()).await.refused(400);
+        assert_eq!(error["param"], param, "{fields}: {error}");
+        let name = param.rsplit('.').next().unwrap_or_default();
+        assert!(error["message"].as_str().unwrap().contains(name), "{error}");
+    }
+    let body = json!({"input": "hello", "reasoning": {"effort": "low"}});
+    assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], "reasoning.effort");
+    for fields in [json!({"reasoning_effort": "none"}), json!({"chat_template_kwargs": {"enable_thinking": false}})] {
+        assert_eq!(content(&app.chat("hello", fields).await.ok()), "Hello there.");
+    }
+    let refusing = App::speaking("{{ raise_exception('Roles must alternate') }}");
+    let error = refusing.chat("hello", json!({})).await.refused(400);
+    assert!(
+        error["param"] == "messages" && error["message"].as_str().unwrap().contains("Roles must alternate"),
+        "{error}"
+    );
+    let body = json!({"input": "hello"});
+    assert_eq!(refusing.post("/v1/responses", &body).await.refused(400)["param"], "input");
 }
 
 #[tokio::test]

@@ -43,8 +43,17 @@ fn events(reply: &Reply) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn an_answer_has_the_shape_that_clients_expect() {
     let app = App::new();
-    let fields = json!({"instructions": "Be kind.", "metadata": {"a": "b"}, "store": true, "seed": 1});
-    let reply = respond(&app, json!("hello"), fields).await.ok();
+    let fields = json!({
+        "instructions": "Be kind.", "metadata": {"a": "b"}, "store": true, "seed": 1, "user": "ann", "service_tier": "auto",
+        "include": ["reasoning.encrypted_content"], "reasoning": {"effort": "none", "summary": "auto"}, "truncation": "disabled",
+        "text": {"format": {"type": "text"}, "verbosity": "low"}, "parallel_tool_calls": true, "max_tool_calls": 3, "tools": [],
+        "tool_choice": "auto", "background": false, "top_logprobs": 0, "safety_identifier": "x", "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h", "stream_options": {"include_obfuscation": false}
+    });
+    let reply = respond(&app, json!("hello"), fields).await;
+    assert_eq!(reply.headers.get("x-canvasd-ignored"), None);
+    let reply = reply.ok();
+    assert_eq!(reply["reasoning"], json!({"effort": "none", "summary": null}));
     assert!(reply["id"].as_str().unwrap().starts_with("resp_"));
     assert_eq!((&reply["object"], &reply["status"]), (&json!("response"), &json!("completed")));
     assert_eq!((&reply["instructions"], &reply["metadata"]), (&json!("Be kind."), &json!({"a": "b"})));
@@ -122,11 +131,111 @@ async fn thoughts_limits_progress_and_errors_are_streamed() {
     assert_eq!((name.as_str(), &last["response"]["status"]), ("response.incomplete", &json!("incomplete")));
     assert_eq!(last["response"]["incomplete_details"]["reason"], "max_output_tokens");
     assert_eq!(last["response"]["usage"]["output_tokens"], 20);
+    assert_eq!(last["response"]["output"][0]["status"], "incomplete");
     assert!(cut.iter().any(|(name, data)| name == "canvasd.diffusion.progress" && data["diffusion"]["v"] == 1));
     let crash = stream("crash", json!({})).await;
     let (name, last) = crash.last().unwrap();
     assert_eq!((name.as_str(), &last["code"]), ("error", &json!("model_failed")));
     assert_eq!(last["error"]["message"], last["message"]);
+}
+
+fn weather() -> Value {
+    json!([{"type": "function", "name": "weather", "description": "Tells the weather.", "strict": false,
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}])
+}
+
+/// Of each call in an output: its name and arguments.
+fn calls(response: &Value) -> Vec<(&str, &str)> {
+    let items = response["output"].as_array().unwrap().iter().filter(|item| item["type"] == "function_call");
+    items.map(|item| (item["name"].as_str().unwrap(), item["arguments"].as_str().unwrap())).collect()
+}
+
+const PARIS: (&str, &str) = ("weather", "{\"city\":\"Paris\"}");
+const ROME: (&str, &str) = ("weather", "{\"city\":\"Rome\"}");
+
+#[tokio::test]
+async fn functions_are_called_and_their_outputs_come_back() {
+    let app = App::new();
+    let first = respond(&app, json!("look"), json!({"tools": weather()})).await.ok();
+    assert_eq!(
+        (&first["status"], &first["tools"], &first["tool_choice"]),
+        (&json!("completed"), &weather(), &json!("auto"))
+    );
+    assert_eq!(first["output"][0]["content"][0]["text"], "A look.\n");
+    assert_eq!(calls(&first), [PARIS]);
+    let call = &first["output"][1];
+    assert_eq!(call["status"], "completed");
+    assert!(call["id"].as_str().unwrap().starts_with("fc_") && call["call_id"].as_str().unwrap().starts_with("call_"));
+    // The output and the result go back as they came; the call belongs to the turn before it.
+    let mut items = vec![json!({"role": "user", "content": "look"})];
+    items.extend(first["output"].as_array().unwrap().iter().cloned());
+    items.push(json!({"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}));
+    items.push(json!({"role": "user", "content": "hello"}));
+    assert_eq!(text(&respond(&app, json!(items), json!({"tools": weather()})).await.ok()), "Hello there.");
+    let spelled = async |path: &str, body: Value| app.post(path, &body).await.ok()["usage"].clone();
+    let as_items = spelled("/v1/responses", json!({"input": items, "tools": weather()})).await;
+    let chat_tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+    let as_messages = json!({"tools": chat_tools, "messages": [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "content": "A look.\n", "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Paris\"}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "sunny"}]},
+        {"role": "user", "content": "hello"}
+    ]});
+    let as_messages = spelled("/v1/chat/completions", as_messages).await;
+    assert_eq!(as_items["input_tokens"], as_messages["prompt_tokens"]);
+    // Only calls: no message. The result may be parts, and the call may stand first.
+    let both = respond(&app, json!("both"), json!({"tools": weather()})).await.ok();
+    assert_eq!((calls(&both), both["output"].as_array().unwrap().len()), (vec![PARIS, ROME], 2));
+    let one = respond(&app, json!("both"), json!({"tools": weather(), "parallel_tool_calls": false})).await.ok();
+    assert_eq!((calls(&one), &one["parallel_tool_calls"]), (vec![PARIS], &json!(false)));
+    let alone = json!([
+        {"type": "function_call", "call_id": "c", "name": "weather", "arguments": ""},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "hello"}]},
+        {"role": "user", "content": "hello"}
+    ]);
+    assert_eq!(text(&respond(&app, alone, json!({})).await.ok()), "Hello there.");
+    // Hidden tools, and what cannot be read as a call.
+    for (input, fields) in
+        [("call", json!({"tools": weather(), "tool_choice": "none"})), ("broken", json!({"tools": weather()}))]
+    {
+        let reply = respond(&app, json!(input), fields).await.ok();
+        assert!(calls(&reply).is_empty() && text(&reply).contains("weather"), "{reply}");
+    }
+}
+
+#[tokio::test]
+async fn calls_are_streamed_with_the_documented_events() {
+    let app = App::new();
+    let fields = json!({"tools": weather(), "stream": true});
+    let events = events(&respond(&app, json!("look"), fields).await);
+    let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ];
+    assert_eq!(names, expected);
+    let last = &events.last().unwrap().1["response"];
+    assert_eq!(calls(last), [PARIS]);
+    let (added, done) = (&events[8].1["item"], &events[11].1["item"]);
+    assert_eq!((&added["arguments"], &added["status"], &added["id"]), (&json!(""), &json!("in_progress"), &done["id"]));
+    assert_eq!(done, &last["output"][1]);
+    for (name, data) in &events[8..12] {
+        assert_eq!(data["output_index"], 1, "{name}");
+    }
+    assert_eq!((&events[9].1["delta"], &events[9].1["item_id"]), (&done["arguments"], &done["id"]));
+    assert_eq!((&events[10].1["arguments"], &events[10].1["name"]), (&done["arguments"], &done["name"]));
 }
 
 #[tokio::test]
@@ -144,12 +253,31 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"input": [{"type": "item_reference", "id": "x"}]}), "input[0].type"),
         (json!({"max_output_tokens": 0}), "max_output_tokens"),
         (json!({"temperature": 9}), "temperature"),
-        (json!({"tools": [{"type": "web_search"}]}), "tools"),
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"tools": [{"name": "f"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].name"),
+        (json!({"tools": [{"type": "function", "name": "two words"}]}), "tools[0].name"),
+        (json!({"tools": [{"type": "function", "name": "f", "parameters": []}]}), "tools[0].parameters"),
         (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tool_choice": {"type": "function", "name": "f"}}), "tool_choice"),
+        (json!({"input": [{"type": "function_call", "name": "f"}]}), "input[0].call_id"),
+        (json!({"input": [{"type": "function_call", "call_id": "c"}]}), "input[0].name"),
+        (
+            json!({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "["}]}),
+            "input[0].arguments",
+        ),
+        (json!({"input": [{"type": "function_call_output", "output": "x"}]}), "input[0].call_id"),
+        (json!({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}), "input[0].call_id"),
+        (
+            json!({"input": [
+                {"type": "function_call", "call_id": "c", "name": "f"}, {"type": "function_call_output", "call_id": "c"}
+            ]}),
+            "input[1].output",
+        ),
         (json!({"previous_response_id": "resp_1"}), "previous_response_id"),
         (json!({"conversation": "c"}), "conversation"),
         (json!({"background": true}), "background"),
-        (json!({"include": ["x"]}), "include"),
+        (json!({"include": ["reasoning.encrypted_content", "x"]}), "include"),
         (json!({"prompt": {"id": "p"}}), "prompt"),
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"top_logprobs": 2}), "top_logprobs"),

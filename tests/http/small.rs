@@ -37,6 +37,12 @@ async fn text_becomes_tokens_and_text_again() {
     let chat = app.post("/tokenize", &json!({"messages": [{"role": "user", "content": "hello"}]})).await.ok();
     assert_eq!(chat["tokens"], json!(ids("<bos><|turn>user\nhello<turn|>\n<|turn>model\n")));
     assert!(chat.get("token_strs").is_none());
+    let told = json!({"messages": [{"role": "user", "content": "hello"}], "tools": [{"type": "function", "function": {"name": "f"}}],
+        "chat_template_kwargs": {"enable_thinking": true, "unread": 1}});
+    let told = app.post("/tokenize", &told).await;
+    assert_eq!(told.headers["x-canvasd-ignored"], "chat_template_kwargs.unread");
+    let begin = "<bos><|turn>system\n<|think|>\n<turn|>\n<|tool>declaration:f<tool|><|turn>user\n";
+    assert!(told.ok()["tokens"].as_array().unwrap().starts_with(json!(ids(begin)).as_array().unwrap()));
     for (path, body, param) in [
         ("/tokenize", json!({}), "prompt"),
         ("/tokenize", json!({"prompt": "a", "messages": []}), "prompt"),

@@ -84,9 +84,18 @@ impl App {
     }
 
     pub fn with(api: ApiSettings, scheduler: Settings) -> App {
+        App::made(api, scheduler, TEMPLATE)
+    }
+
+    /// With another chat template.
+    pub fn speaking(template: &str) -> App {
+        App::made(ApiSettings::default(), Settings::default(), template)
+    }
+
+    fn made(api: ApiSettings, scheduler: Settings, template: &str) -> App {
         let text = Text::new(TextParts {
             tokenizer: TOKENIZER.clone(),
-            template: Some(TEMPLATE.into()),
+            template: Some(template.into()),
             end_tokens: ["<eos>", "<turn|>"].map(|token| TOKENIZER.token_to_id(token).expect("an end token")).to_vec(),
             bos_token: Some("<bos>".into()),
             eos_token: Some("<eos>".into()),

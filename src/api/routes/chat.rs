@@ -1,29 +1,24 @@
 //! `POST /v1/chat/completions`: a conversation, continued.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::sse::Event;
-use axum::response::{IntoResponse, Response};
-use uuid::Uuid;
+use axum::response::Response;
 
 use super::super::body::Body;
-use super::super::conversation::{encode_chat, messages, thinking, tools};
+use super::super::chunks::{self, ChunkDialect};
+use super::super::conversation::{Reflection, encode_chat, messages, tools};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::generation::{Calls, Plan, start};
 use super::super::logprobs;
-use super::super::order::{Delivery, UsageChunk, Wishes, count};
-use super::super::pump::{Answer, Beat, Call, Commit};
-use super::super::sse::{self, StreamDialect};
-use super::super::state::{AppState, unix_seconds};
+use super::super::order::{count, wishes};
+use super::super::pump::{Answer, Call, Commit, Finish, Said};
+use super::super::state::AppState;
+use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::chat::{
-    AssistantMessage, CalledFunction, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, ChunkChoice,
-    ChunkDelta, ToolCall,
+    AssistantMessage, CalledFunction, ChatChoice, ChatLogprobs, ChatRequest, ChunkChoice, ChunkDelta, ToolCall,
 };
 use super::super::wire::options::ResponseFormat;
-use super::super::wire::progress::ProgressFrame;
-use super::super::wire::usage::Usage;
-use crate::prompt::{Chat, Dialect};
+use crate::prompt::Chat;
 
 /// Most alternatives per token, as in the original API.
 const MOST_ALTERNATIVES: usize = 20;
@@ -37,15 +32,15 @@ const MOST_ALTERNATIVES: usize = 20;
     request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers; with `stream`, as server-sent events that end with `[DONE]`.", content(
-            (ChatCompletion = "application/json"),
-            (ChatChunk = "text/event-stream")
+            (Answers<ChatChoice> = "application/json"),
+            (Chunk<ChunkChoice> = "text/event-stream")
         )),
         Failures
     )
 )]
 pub(crate) async fn chat(
     State(state): State<AppState>,
-    Body { value: request, mut ignored }: Body<ChatRequest>,
+    Body { value: mut request, mut ignored }: Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     refuse_unsupported(&request)?;
@@ -56,63 +51,28 @@ pub(crate) async fn chat(
         (None, Some(most)) => Some(count("max_tokens", Some(most), 1, 1, usize::MAX)?),
         (None, None) => state.settings().default_max_tokens,
     };
-    let order = Wishes {
-        seed: request.seed,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        logit_bias: request.logit_bias,
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        stop: request.stop,
-        diffusion: request.diffusion,
-        stream: request.stream,
-        stream_options: request.stream_options,
-        diffusing: request.diffusing,
-    };
-    let order =
-        order.check(state.card().sampler, state.engine().limits().vocabulary, state.settings().request_timeout)?;
-    let (thinking, kwargs) = thinking(request.reasoning_effort, request.chat_template_kwargs)?;
-    for key in kwargs.keys().filter(|key| !state.text().reads(key)) {
-        ignored.add(format!("chat_template_kwargs.{key}"));
-    }
-    let conversation = Chat {
-        messages: messages(request.messages, "messages")?,
-        tools: tools(request.tools, request.tool_choice)?,
-        thinking,
-        kwargs,
-    };
-    let dialect = if conversation.tools.is_empty() { Dialect::ChatWithoutTools } else { Dialect::Chat };
-    let prompt = encode_chat(&state, conversation).await?;
+    let order = wishes!(request).order(&state)?;
+    let reflection = Reflection::new("reasoning_effort", request.reasoning_effort, request.chat_template_kwargs)?;
+    reflection.note_unread(state.text(), &mut ignored);
+    let messages = messages(request.messages, "messages")?;
+    let tools = tools(request.tools, request.tool_choice)?;
+    let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: reflection.kwargs };
+    let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
+    let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
     let delivery = order.delivery;
-    let pump = start(
-        &state,
-        Plan {
-            order,
-            prompts: vec![prompt],
-            choices,
-            max_tokens,
-            top_k: alternatives.unwrap_or(0) as u8,
-            dialect,
-            calls: if request.parallel_tool_calls == Some(false) { Calls::First } else { Calls::All },
-            field: "messages",
-        },
-    )?;
-    let writer = Writer {
-        id: format!("chatcmpl-{}", Uuid::now_v7().simple()),
-        created: unix_seconds(),
-        alternatives,
+    let plan = Plan {
+        order,
+        prompts: vec![prompt],
         choices,
-        usage: UsageChunk::Unwanted,
-        state: state.clone(),
+        max_tokens,
+        top_k: alternatives.unwrap_or(0) as u8,
+        dialect: calls.dialect(),
+        calls,
+        field: "messages",
     };
-    let response = match delivery {
-        Delivery::Whole => {
-            let (answers, usage) = pump.whole().await?;
-            Json(writer.whole(answers, usage)).into_response()
-        }
-        Delivery::Stream { usage, .. } => sse::respond(pump, Writer { usage, ..writer }, state.settings().keep_alive),
-    };
-    Ok(ignored.attach(response))
+    let pump = start(&state, plan)?;
+    let dialect = ChatDialect { alternatives, choices, state: state.clone() };
+    Ok(ignored.attach(chunks::answer(&state, pump, delivery, dialect).await?))
 }
 
 /// Refuses fields that ask for what this server does not do.
@@ -160,18 +120,28 @@ fn alternatives(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// Writes answers down in the chat dialect.
-struct Writer {
-    id: String,
-    created: u64,
+/// A choice as chat has it.
+struct ChatDialect {
     alternatives: Option<usize>,
     choices: usize,
-    usage: UsageChunk,
     state: AppState,
 }
 
-impl Writer {
-    fn whole(&self, answers: Vec<Answer>, usage: Usage) -> ChatCompletion {
+impl ChatDialect {
+    fn logprobs(&self, tokens: &[Said]) -> Option<ChatLogprobs> {
+        self.alternatives.map(|alternatives| logprobs::chat(self.state.text(), tokens, alternatives))
+    }
+}
+
+impl ChunkDialect for ChatDialect {
+    type Choice = ChatChoice;
+    type Piece = ChunkChoice;
+    const PREFIX: &'static str = "chatcmpl-";
+    const WHOLE: &'static str = "chat.completion";
+    const CHUNK: &'static str = "chat.completion.chunk";
+    const TIER: Option<&'static str> = Some("default");
+
+    fn choices(&mut self, answers: Vec<Answer>) -> Vec<ChatChoice> {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| ChatChoice {
             index,
             logprobs: self.logprobs(&answer.tokens),
@@ -184,56 +154,26 @@ impl Writer {
                 tool_calls: answer.calls.into_iter().map(|call| tool_call(call, None)).collect(),
             },
         });
-        ChatCompletion {
-            id: self.id.clone(),
-            object: "chat.completion",
-            created: self.created,
-            model: self.state.card().id.clone(),
-            choices: choices.collect(),
-            usage,
-            system_fingerprint: self.state.fingerprint().to_owned(),
-            service_tier: "default",
-        }
+        choices.collect()
     }
 
-    fn logprobs(&self, tokens: &[super::super::pump::Said]) -> Option<ChatLogprobs> {
-        self.alternatives.map(|alternatives| logprobs::chat(self.state.text(), tokens, alternatives))
+    /// The role of every choice.
+    fn open(&mut self) -> Vec<ChunkChoice> {
+        let role = || ChunkDelta { role: Some("assistant"), content: Some(String::new()), ..ChunkDelta::default() };
+        (0..self.choices).map(|index| piece(index, role(), None)).collect()
     }
 
-    fn chunk(&self, choices: Vec<ChunkChoice>) -> ChatChunk {
-        ChatChunk {
-            id: self.id.clone(),
-            object: "chat.completion.chunk",
-            created: self.created,
-            model: self.state.card().id.clone(),
-            system_fingerprint: self.state.fingerprint().to_owned(),
-            choices,
-            usage: (self.usage == UsageChunk::Wanted).then_some(None),
-            diffusion: None,
-        }
-    }
-
-    fn delta(&self, index: usize, delta: ChunkDelta, logprobs: Option<ChatLogprobs>) -> Event {
-        sse::data(&self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason: None }]))
-    }
-
-    fn progress(&self, frame: ProgressFrame) -> Event {
-        let index = frame.choice;
-        let choice = ChunkChoice { index, delta: ChunkDelta::default(), logprobs: None, finish_reason: None };
-        sse::data(&ChatChunk { diffusion: Some(frame), ..self.chunk(vec![choice]) })
-    }
-
-    /// At most one chunk per channel.
-    fn commit(&self, index: usize, commit: Commit) -> Vec<Event> {
-        let mut events = Vec::new();
+    /// At most one piece per channel.
+    fn commit(&mut self, index: usize, commit: Commit) -> Vec<ChunkChoice> {
+        let mut pieces = Vec::new();
         if !commit.reasoning.is_empty() {
             let delta = ChunkDelta { reasoning_content: Some(commit.reasoning), ..ChunkDelta::default() };
-            events.push(self.delta(index, delta, None));
+            pieces.push(piece(index, delta, None));
         }
         let logprobs = self.logprobs(&commit.tokens).filter(|logprobs| !logprobs.content.is_empty());
         if !commit.content.is_empty() || logprobs.is_some() {
             let delta = ChunkDelta { content: Some(commit.content), ..ChunkDelta::default() };
-            events.push(self.delta(index, delta, logprobs));
+            pieces.push(piece(index, delta, logprobs));
         }
         if !commit.calls.is_empty() {
             let tool_calls = commit.calls.into_iter().map(|call| {
@@ -241,43 +181,18 @@ impl Writer {
                 tool_call(call, Some(index))
             });
             let delta = ChunkDelta { tool_calls: tool_calls.collect(), ..ChunkDelta::default() };
-            events.push(self.delta(index, delta, None));
+            pieces.push(piece(index, delta, None));
         }
-        events
+        pieces
+    }
+
+    fn silent(&self, index: usize, finish: Option<Finish>) -> ChunkChoice {
+        ChunkChoice { finish_reason: finish.map(Finish::as_str), ..piece(index, ChunkDelta::default(), None) }
     }
 }
 
-impl StreamDialect for Writer {
-    fn open(&mut self) -> Vec<Event> {
-        let role = || ChunkDelta { role: Some("assistant"), content: Some(String::new()), ..ChunkDelta::default() };
-        (0..self.choices).map(|index| self.delta(index, role(), None)).collect()
-    }
-
-    fn beat(&mut self, index: usize, beat: Beat) -> Vec<Event> {
-        match beat {
-            Beat::Progress(frame) => vec![self.progress(frame)],
-            Beat::Commit(commit) => self.commit(index, commit),
-            Beat::Finished(finish, _) => {
-                let finish_reason = Some(finish.as_str());
-                let choice = ChunkChoice { index, delta: ChunkDelta::default(), logprobs: None, finish_reason };
-                vec![sse::data(&self.chunk(vec![choice]))]
-            }
-            Beat::Failed(error) => self.fail(&error),
-        }
-    }
-
-    fn close(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        if self.usage == UsageChunk::Wanted {
-            events.push(sse::data(&ChatChunk { usage: Some(Some(usage)), ..self.chunk(Vec::new()) }));
-        }
-        events.push(sse::done());
-        events
-    }
-
-    fn fail(&mut self, error: &ApiError) -> Vec<Event> {
-        vec![sse::data(&error.body())]
-    }
+fn piece(index: usize, delta: ChunkDelta, logprobs: Option<ChatLogprobs>) -> ChunkChoice {
+    ChunkChoice { index, delta, logprobs, finish_reason: None }
 }
 
 fn tool_call(call: Call, index: Option<usize>) -> ToolCall {

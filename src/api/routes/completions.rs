@@ -1,26 +1,21 @@
 //! `POST /v1/completions`: a text, continued.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::sse::Event;
-use axum::response::{IntoResponse, Response};
-use uuid::Uuid;
+use axum::response::Response;
 
 use super::super::body::Body;
+use super::super::chunks::{self, ChunkDialect};
 use super::super::conversation::{aside, of_prompt};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::generation::{Calls, Encoded, Plan, start};
 use super::super::logprobs;
-use super::super::order::{Delivery, UsageChunk, Wishes, count};
-use super::super::pump::{Answer, Beat, Said};
-use super::super::sse::{self, StreamDialect};
-use super::super::state::{AppState, unix_seconds};
-use super::super::wire::completion::{
-    Completion, CompletionChoice, CompletionChunk, CompletionLogprobs, CompletionRequest,
-};
+use super::super::order::{count, wishes};
+use super::super::pump::{Answer, Commit, Finish, Said};
+use super::super::state::AppState;
+use super::super::wire::answer::{Answers, Chunk};
+use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::super::wire::either::Prompt;
-use super::super::wire::usage::Usage;
 use crate::prompt::{Dialect, Opening};
 
 /// Tokens of an answer unless a request says otherwise, as in the original API.
@@ -37,15 +32,15 @@ const MOST_ALTERNATIVES: usize = 5;
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answers; with `stream`, as server-sent events that end with `[DONE]`.", content(
-            (Completion = "application/json"),
-            (CompletionChunk = "text/event-stream")
+            (Answers<CompletionChoice> = "application/json"),
+            (Chunk<CompletionChoice> = "text/event-stream")
         )),
         Failures
     )
 )]
 pub(crate) async fn completions(
     State(state): State<AppState>,
-    Body { value: request, ignored }: Body<CompletionRequest>,
+    Body { value: mut request, ignored }: Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
@@ -66,56 +61,25 @@ pub(crate) async fn completions(
         return Err(ApiError::unsupported("best_of", "'best_of' above 'n' cannot be streamed."));
     }
     let max_tokens = count("max_tokens", request.max_tokens, DEFAULT_MAX_TOKENS, 1, usize::MAX)?;
-    let order = Wishes {
-        seed: request.seed,
-        temperature: request.temperature,
-        top_p: request.top_p,
-        logit_bias: request.logit_bias,
-        presence_penalty: request.presence_penalty,
-        frequency_penalty: request.frequency_penalty,
-        stop: request.stop,
-        diffusion: request.diffusion,
-        stream: request.stream,
-        stream_options: request.stream_options,
-        diffusing: request.diffusing,
-    };
-    let vocabulary = state.engine().limits().vocabulary;
-    let order = order.check(state.card().sampler, vocabulary, state.settings().request_timeout)?;
+    let order = wishes!(request).order(&state)?;
     let prompt = request.prompt.ok_or_else(|| ApiError::missing("prompt"))?;
-    let prompts = split(prompt, vocabulary, most / made)?;
+    let prompts = split(prompt, state.engine().limits().vocabulary, most / made)?;
     let (prompts, echoes) = encode(&state, prompts, echo).await?;
     let delivery = order.delivery;
-    let pump = start(
-        &state,
-        Plan {
-            order,
-            prompts,
-            choices: made,
-            max_tokens: Some(max_tokens),
-            top_k: alternatives.unwrap_or(0) as u8,
-            dialect: Dialect::Raw,
-            calls: Calls::All,
-            field: "prompt",
-        },
-    )?;
-    let mut writer = Writer {
-        id: format!("cmpl-{}", Uuid::now_v7().simple()),
-        created: unix_seconds(),
-        alternatives,
-        usage: UsageChunk::Unwanted,
-        state: state.clone(),
-        per_prompt: wanted,
-        echoes,
-        offsets: vec![0; pump.len()],
+    let plan = Plan {
+        order,
+        prompts,
+        choices: made,
+        max_tokens: Some(max_tokens),
+        top_k: alternatives.unwrap_or(0) as u8,
+        dialect: Dialect::Raw,
+        calls: Calls::None,
+        field: "prompt",
     };
-    let response = match delivery {
-        Delivery::Whole => {
-            let (answers, usage) = pump.whole().await?;
-            Json(writer.whole(best(answers, made, wanted), usage)).into_response()
-        }
-        Delivery::Stream { usage, .. } => sse::respond(pump, Writer { usage, ..writer }, state.settings().keep_alive),
-    };
-    Ok(ignored.attach(response))
+    let pump = start(&state, plan)?;
+    let offsets = vec![0; pump.len()];
+    let dialect = CompletionDialect { alternatives, made, wanted, echoes, offsets, state: state.clone() };
+    Ok(ignored.attach(chunks::answer(&state, pump, delivery, dialect).await?))
 }
 
 /// One prompt of a request.
@@ -177,7 +141,7 @@ async fn encode(
             })
             .collect::<Result<Vec<_>, _>>()
     });
-    let encoded = encoded.await?.map_err(|error| of_prompt(&error))?;
+    let encoded = encoded.await?.map_err(|error| of_prompt(&error, "prompt"))?;
     let (prompts, shown) = encoded.into_iter().unzip();
     Ok((prompts, echo.then_some(shown)))
 }
@@ -200,108 +164,68 @@ fn best(answers: Vec<Answer>, made: usize, wanted: usize) -> Vec<Answer> {
     }
 }
 
-/// Writes answers down in the dialect of completions.
-struct Writer {
-    id: String,
-    created: u64,
+/// A choice as completions have it.
+struct CompletionDialect {
     alternatives: Option<usize>,
-    usage: UsageChunk,
-    state: AppState,
-    /// Choices per prompt.
-    per_prompt: usize,
+    /// Choices made per prompt.
+    made: usize,
+    /// Choices given out per prompt.
+    wanted: usize,
     /// The prompts, where they are to be echoed.
     echoes: Option<Vec<String>>,
     /// Code points of each choice's text so far.
     offsets: Vec<usize>,
+    state: AppState,
 }
 
-impl Writer {
-    fn whole(&mut self, answers: Vec<Answer>, usage: Usage) -> Completion {
-        let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-            let echo = self.echo(index).to_owned();
-            CompletionChoice {
-                index,
-                logprobs: self.logprobs(index, &answer.tokens),
-                text: format!("{echo}{}", answer.content),
-                finish_reason: Some(answer.finish.as_str()),
-            }
-        });
-        Completion {
-            choices: choices.collect(),
-            id: self.id.clone(),
-            object: "text_completion",
-            created: self.created,
-            model: self.state.card().id.clone(),
-            system_fingerprint: self.state.fingerprint().to_owned(),
-            usage,
-        }
-    }
-
+impl CompletionDialect {
+    /// What is put in front of a choice.
     fn echo(&self, index: usize) -> &str {
         let prompts = self.echoes.as_deref().unwrap_or_default();
-        prompts.get(index / self.per_prompt).map_or("", String::as_str)
+        prompts.get(index / self.wanted).map_or("", String::as_str)
     }
 
     fn logprobs(&mut self, index: usize, tokens: &[Said]) -> Option<CompletionLogprobs> {
         let offset = self.offsets.get_mut(index)?;
         self.alternatives.map(|alternatives| logprobs::completion(self.state.text(), tokens, alternatives, offset))
     }
+}
 
-    fn chunk(&self, choices: Vec<CompletionChoice>) -> CompletionChunk {
-        CompletionChunk {
-            id: self.id.clone(),
-            object: "text_completion",
-            created: self.created,
-            model: self.state.card().id.clone(),
-            system_fingerprint: self.state.fingerprint().to_owned(),
-            choices,
-            usage: (self.usage == UsageChunk::Wanted).then_some(None),
-            diffusion: None,
-        }
+impl ChunkDialect for CompletionDialect {
+    type Choice = CompletionChoice;
+    type Piece = CompletionChoice;
+    const PREFIX: &'static str = "cmpl-";
+    const WHOLE: &'static str = "text_completion";
+    const CHUNK: &'static str = "text_completion";
+    const TIER: Option<&'static str> = None;
+
+    fn choices(&mut self, answers: Vec<Answer>) -> Vec<CompletionChoice> {
+        let answers = best(answers, self.made, self.wanted).into_iter().enumerate();
+        let choices = answers.map(|(index, answer)| {
+            let text = format!("{}{}", self.echo(index), answer.content);
+            let logprobs = self.logprobs(index, &answer.tokens);
+            CompletionChoice { index, text, logprobs, finish_reason: Some(answer.finish.as_str()) }
+        });
+        choices.collect()
+    }
+
+    /// The prompts that are echoed.
+    fn open(&mut self) -> Vec<CompletionChoice> {
+        let echoes = (0..self.offsets.len()).map(|index| piece(index, self.echo(index).to_owned(), None));
+        echoes.filter(|piece| !piece.text.is_empty()).collect()
+    }
+
+    fn commit(&mut self, index: usize, commit: Commit) -> Vec<CompletionChoice> {
+        let logprobs = self.logprobs(index, &commit.tokens).filter(|logprobs| !logprobs.tokens.is_empty());
+        let said = !commit.content.is_empty() || logprobs.is_some();
+        said.then(|| piece(index, commit.content, logprobs)).into_iter().collect()
+    }
+
+    fn silent(&self, index: usize, finish: Option<Finish>) -> CompletionChoice {
+        CompletionChoice { finish_reason: finish.map(Finish::as_str), ..piece(index, String::new(), None) }
     }
 }
 
-impl StreamDialect for Writer {
-    fn open(&mut self) -> Vec<Event> {
-        let echo = |index| (!self.echo(index).is_empty()).then(|| self.echo(index).to_owned());
-        let echoes = (0..self.offsets.len()).filter_map(|index| echo(index).map(|text| (index, text)));
-        let chunks = echoes.map(|(index, text)| {
-            self.chunk(vec![CompletionChoice { index, text, logprobs: None, finish_reason: None }])
-        });
-        chunks.map(|chunk| sse::data(&chunk)).collect()
-    }
-
-    fn beat(&mut self, index: usize, beat: Beat) -> Vec<Event> {
-        let choice = |text, logprobs, finish_reason| vec![CompletionChoice { index, text, logprobs, finish_reason }];
-        match beat {
-            Beat::Progress(frame) => {
-                let chunk = self.chunk(choice(String::new(), None, None));
-                vec![sse::data(&CompletionChunk { diffusion: Some(frame), ..chunk })]
-            }
-            Beat::Commit(commit) => {
-                let logprobs = self.logprobs(index, &commit.tokens).filter(|logprobs| !logprobs.tokens.is_empty());
-                if commit.content.is_empty() && logprobs.is_none() {
-                    return Vec::new();
-                }
-                vec![sse::data(&self.chunk(choice(commit.content, logprobs, None)))]
-            }
-            Beat::Finished(finish, _) => {
-                vec![sse::data(&self.chunk(choice(String::new(), None, Some(finish.as_str()))))]
-            }
-            Beat::Failed(error) => self.fail(&error),
-        }
-    }
-
-    fn close(&mut self, usage: Usage) -> Vec<Event> {
-        let mut events = Vec::new();
-        if self.usage == UsageChunk::Wanted {
-            events.push(sse::data(&CompletionChunk { usage: Some(Some(usage)), ..self.chunk(Vec::new()) }));
-        }
-        events.push(sse::done());
-        events
-    }
-
-    fn fail(&mut self, error: &ApiError) -> Vec<Event> {
-        vec![sse::data(&error.body())]
-    }
+fn piece(index: usize, text: String, logprobs: Option<CompletionLogprobs>) -> CompletionChoice {
+    CompletionChoice { index, text, logprobs, finish_reason: None }
 }

@@ -5,13 +5,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::super::body::Body;
-use super::super::conversation::{aside, encode_chat, messages, of_prompt, tools};
+use super::super::conversation::{Reflection, aside, encode_chat, messages, of_prompt, tools};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::state::AppState;
 use super::super::wire::other::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 use super::completions::check_ids;
-use crate::prompt::{Chat, Thinking};
+use crate::prompt::Chat;
 
 /// Cuts a text or a conversation into tokens, as a prompt would be.
 #[utoipa::path(
@@ -24,7 +24,7 @@ use crate::prompt::{Chat, Thinking};
 )]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
-    Body { value: request, ignored }: Body<TokenizeRequest>,
+    Body { value: request, mut ignored }: Body<TokenizeRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     let tokens = match (request.prompt, request.messages) {
@@ -34,16 +34,15 @@ pub(crate) async fn tokenize(
         (None, None) => return Err(ApiError::missing("prompt")),
         (Some(prompt), None) => {
             let text = state.text().clone();
-            aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error))?
+            aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error, "prompt"))?
         }
         (None, Some(wire)) => {
-            let chat = Chat {
-                messages: messages(Some(wire), "messages")?,
-                tools: tools(request.tools, None)?,
-                thinking: Thinking::Default,
-                kwargs: Default::default(),
-            };
-            encode_chat(&state, chat).await?.ids
+            let reflection = Reflection::new("", None, request.chat_template_kwargs)?;
+            reflection.note_unread(state.text(), &mut ignored);
+            let messages = messages(Some(wire), "messages")?;
+            let tools = tools(request.tools, None)?;
+            let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: reflection.kwargs };
+            encode_chat(&state, chat, "messages", reflection.field).await?.ids
         }
     };
     let spelled = |id: &u32| String::from_utf8_lossy(&state.text().token_bytes(*id)).into_owned();

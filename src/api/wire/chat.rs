@@ -8,8 +8,6 @@ use utoipa::ToSchema;
 
 use super::either::{Content, Stop, ToolChoice};
 use super::options::{DiffusionOptions, ResponseFormat, StreamOptions, Tool};
-use super::progress::ProgressFrame;
-use super::usage::Usage;
 
 /// A conversation to be continued.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -144,7 +142,7 @@ impl<'de> Deserialize<'de> for Seed {
 }
 
 /// How much the model thinks before it answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReasoningEffort {
     /// Not at all.
@@ -263,27 +261,6 @@ pub struct SentFunction {
     pub arguments: Option<String>,
 }
 
-/// The answers, whole.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ChatCompletion {
-    /// Of this request.
-    pub id: String,
-    /// `chat.completion`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: u64,
-    /// The model that answered.
-    pub model: String,
-    /// The answers, in index order.
-    pub choices: Vec<ChatChoice>,
-    /// What it cost.
-    pub usage: Usage,
-    /// Constant for a build and a model.
-    pub system_fingerprint: String,
-    /// `default`.
-    pub service_tier: &'static str,
-}
-
 /// One answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatChoice {
@@ -372,30 +349,6 @@ pub struct Alternative {
     pub logprob: f32,
     /// Its bytes.
     pub bytes: Vec<u8>,
-}
-
-/// A piece of the answers, as it goes over a stream.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ChatChunk {
-    /// Of this request.
-    pub id: String,
-    /// `chat.completion.chunk`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: u64,
-    /// The model that answers.
-    pub model: String,
-    /// Constant for a build and a model.
-    pub system_fingerprint: String,
-    /// One choice; none in the usage chunk.
-    pub choices: Vec<ChunkChoice>,
-    /// What it cost; null in all chunks but the last, and absent where nobody asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    pub usage: Option<Option<Usage>>,
-    /// How a canvas stands; only where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub diffusion: Option<ProgressFrame>,
 }
 
 /// What a chunk adds to a choice.

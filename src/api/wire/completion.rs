@@ -9,8 +9,6 @@ use utoipa::ToSchema;
 use super::chat::Seed;
 use super::either::{Prompt, Stop};
 use super::options::{DiffusionOptions, StreamOptions};
-use super::progress::ProgressFrame;
-use super::usage::Usage;
 
 /// A text to be continued, without roles, reasoning or tools.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -73,25 +71,6 @@ pub struct CompletionRequest {
     pub metadata: Option<Value>,
 }
 
-/// The answers, whole.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Completion {
-    /// Of this request.
-    pub id: String,
-    /// `text_completion`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: u64,
-    /// The model that answered.
-    pub model: String,
-    /// Constant for a build and a model.
-    pub system_fingerprint: String,
-    /// The answers, in index order: all of the first prompt, then all of the second.
-    pub choices: Vec<CompletionChoice>,
-    /// What it cost.
-    pub usage: Usage,
-}
-
 /// One answer, or what a chunk adds to it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CompletionChoice {
@@ -119,28 +98,4 @@ pub struct CompletionLogprobs {
     pub top_logprobs: Vec<Map<String, Value>>,
     /// Where each begins in the text, in Unicode code points.
     pub text_offset: Vec<usize>,
-}
-
-/// A piece of the answers, as it goes over a stream.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct CompletionChunk {
-    /// Of this request.
-    pub id: String,
-    /// `text_completion`.
-    pub object: &'static str,
-    /// Unix seconds.
-    pub created: u64,
-    /// The model that answers.
-    pub model: String,
-    /// Constant for a build and a model.
-    pub system_fingerprint: String,
-    /// One choice; none in the usage chunk.
-    pub choices: Vec<CompletionChoice>,
-    /// What it cost; null in all chunks but the last, and absent where nobody asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Usage>)]
-    pub usage: Option<Option<Usage>>,
-    /// How a canvas stands; only where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub diffusion: Option<ProgressFrame>,
 }

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "fields that are accepted without effect are read by nobody but belong to the contract")]
 
+pub mod answer;
 pub mod chat;
 pub mod completion;
 pub mod either;

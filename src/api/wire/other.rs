@@ -1,6 +1,7 @@
 //! The small endpoints: models, tokens, probes.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::Message;
@@ -47,6 +48,9 @@ pub struct TokenizeRequest {
     pub messages: Option<Vec<Message>>,
     /// Functions that the model may call; with `messages`.
     pub tools: Option<Vec<Tool>>,
+    /// Handed to the checkpoint's chat template, as in chat; with `messages`.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Also gives each token's text. Default false.
     pub return_token_strs: Option<bool>,
 }

@@ -39,7 +39,8 @@ pub struct ProgressFrame {
     /// The whole draft of this canvas; the next frame of the same choice and canvas replaces it. Mode `text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Changes that turn the draft before into this one; an empty draft precedes the first. Mode `edits`.
+    /// Changes that turn the draft before into this one, each made in the text that the one before it has left; an empty
+    /// draft precedes the first. Mode `edits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edits: Option<Vec<Edit>>,
 }

@@ -1,11 +1,11 @@
-//! `POST /v1/responses`: the stateless subset.
+//! `POST /v1/responses`: the stateless subset, with function tools.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::{ReasoningEffort, Seed};
-use super::either::{Content, Input};
+use super::either::{Content, Input, ToolChoice};
 use super::options::{DiffusionOptions, ResponseFormat, StreamOptions};
 use super::progress::ProgressFrame;
 
@@ -15,7 +15,7 @@ use super::progress::ProgressFrame;
 pub struct ResponsesRequest {
     /// Name of the model, or one of its aliases; absent means the one model that is served. Another name is a 404.
     pub model: Option<String>,
-    /// A text, or messages.
+    /// A text, or messages, calls and their results.
     #[schema(required = true, nullable = false)]
     pub input: Option<Input>,
     /// A system message in front of the input.
@@ -45,15 +45,14 @@ pub struct ResponsesRequest {
     pub text: Option<TextOptions>,
     /// How canvases are denoised.
     pub diffusion: Option<DiffusionOptions>,
-    /// Refused unless empty: this endpoint calls no tools; chat does.
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub tools: Option<Vec<Value>>,
-    /// `auto` or `none`; anything else is refused.
-    #[schema(value_type = Option<Value>)]
-    pub tool_choice: Option<Value>,
-    /// Accepted; has no effect without tools.
+    /// Functions that the model may call.
+    pub tools: Option<Vec<FunctionTool>>,
+    /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
+    /// would have to be enforced.
+    pub tool_choice: Option<ToolChoice>,
+    /// `false` passes on only the first call of an answer. Default true.
     pub parallel_tool_calls: Option<bool>,
-    /// Accepted; has no effect without tools.
+    /// Accepted; has no effect: it bounds calls of tools that a server runs itself.
     pub max_tool_calls: Option<u64>,
     /// Refused: nothing is remembered; send the conversation as `input`.
     pub previous_response_id: Option<String>,
@@ -62,7 +61,7 @@ pub struct ResponsesRequest {
     pub conversation: Option<Value>,
     /// `true` is refused: nothing runs behind a client's back.
     pub background: Option<bool>,
-    /// Refused unless empty: there is nothing more to include.
+    /// `reasoning.encrypted_content` is accepted without effect: thoughts come in the open. Anything else is refused.
     pub include: Option<Vec<String>>,
     /// Refused: no prompts are stored.
     #[schema(value_type = Option<Object>)]
@@ -88,6 +87,24 @@ pub struct ResponsesRequest {
     pub prompt_cache_retention: Option<String>,
 }
 
+/// A function that the model may call.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct FunctionTool {
+    /// `function`; another kind is refused.
+    #[schema(required = true, nullable = false)]
+    pub r#type: Option<String>,
+    /// Its name: letters, digits, `_`, `-` and `.`, at most 64.
+    #[schema(required = true, nullable = false)]
+    pub name: Option<String>,
+    /// What it does, in words for the model.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object; shown to the model.
+    #[schema(value_type = Option<Object>)]
+    pub parameters: Option<Map<String, Value>>,
+    /// As in chat.
+    pub strict: Option<bool>,
+}
+
 /// Whether the model thinks first.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct ReasoningOptions {
@@ -111,12 +128,21 @@ pub struct TextOptions {
 /// An item of the input. The output of an earlier answer may be sent back as it is.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct InputItem {
-    /// `message`, also where absent. `reasoning` is accepted and left out: old thoughts are not shown to the model.
+    /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out: old
+    /// thoughts are not shown to the model.
     pub r#type: Option<String>,
     /// Who speaks: `system`, `developer`, `user` or `assistant`.
     pub role: Option<super::chat::Role>,
-    /// Text, or parts.
+    /// Text, or parts; of a message.
     pub content: Option<Content>,
+    /// Id of a call, which its output repeats.
+    pub call_id: Option<String>,
+    /// The function of a call.
+    pub name: Option<String>,
+    /// Arguments of a call: text that holds a JSON object. Empty text stands for `{}`.
+    pub arguments: Option<String>,
+    /// The output of a call: text, or parts.
+    pub output: Option<Content>,
     /// Accepted; has no effect.
     pub id: Option<String>,
     /// Accepted; has no effect.
@@ -159,13 +185,18 @@ pub struct ResponseObject {
     pub max_output_tokens: Option<usize>,
     /// The model that answers.
     pub model: String,
-    /// A `reasoning` item where the model thought, then a `message`.
+    /// A `reasoning` item where the model thought, then a `message`, or the calls of functions.
     pub output: Vec<OutputItem>,
-    /// Always true.
+    /// As it was sent, or its default.
     pub parallel_tool_calls: bool,
     /// Always null.
     #[schema(required = true)]
     pub previous_response_id: Option<String>,
+    /// `{"effort": …, "summary": null}`, the effort as it was sent.
+    #[schema(value_type = Object)]
+    pub reasoning: Value,
+    /// `default`.
+    pub service_tier: &'static str,
     /// Always false: nothing is stored.
     pub store: bool,
     /// As it was sent, or its default.
@@ -175,9 +206,9 @@ pub struct ResponseObject {
     /// `{"format": {"type": "text"}}`.
     #[schema(value_type = Object)]
     pub text: Value,
-    /// `auto`.
+    /// `auto` or `none`.
     pub tool_choice: &'static str,
-    /// Always empty.
+    /// As they were sent.
     #[schema(value_type = Vec<Object>)]
     pub tools: Vec<Value>,
     /// `disabled`.
@@ -199,22 +230,44 @@ pub struct IncompleteDetails {
 
 /// A part of the output.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct OutputItem {
-    /// Its id.
-    pub id: String,
-    /// `message` or `reasoning`.
-    pub r#type: &'static str,
-    /// `in_progress` or `completed`.
-    pub status: &'static str,
-    /// `assistant`; absent in reasoning.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<&'static str>,
-    /// What it holds.
-    pub content: Vec<OutputPart>,
-    /// Always empty, and in reasoning only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Object>>)]
-    pub summary: Option<Vec<Value>>,
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum OutputItem {
+    /// What the model thought.
+    Reasoning {
+        /// Its id.
+        id: String,
+        /// `in_progress`, `completed` or `incomplete`.
+        status: &'static str,
+        /// Always empty.
+        #[schema(value_type = Vec<Object>)]
+        summary: Vec<Value>,
+        /// The text.
+        content: Vec<OutputPart>,
+    },
+    /// What the model says.
+    Message {
+        /// Its id.
+        id: String,
+        /// `in_progress`, `completed` or `incomplete`.
+        status: &'static str,
+        /// `assistant`.
+        role: &'static str,
+        /// The text.
+        content: Vec<OutputPart>,
+    },
+    /// A function that the model calls.
+    FunctionCall {
+        /// Its id.
+        id: String,
+        /// `in_progress` or `completed`.
+        status: &'static str,
+        /// Id of the call, which its output repeats.
+        call_id: String,
+        /// The function.
+        name: String,
+        /// Its arguments, always valid JSON.
+        arguments: String,
+    },
 }
 
 /// A piece of text in the output.
@@ -255,8 +308,8 @@ pub struct ResponseUsage {
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct ResponseEvent {
     /// `response.created`, `response.in_progress`, `response.output_item.added`, `response.content_part.added`,
-    /// `response.output_text.delta`, `response.reasoning_text.delta`, their `.done` forms, `response.completed`,
-    /// `response.incomplete`, `error`, or `canvasd.diffusion.progress`.
+    /// `response.output_text.delta`, `response.reasoning_text.delta`, `response.function_call_arguments.delta`, their
+    /// `.done` forms, `response.completed`, `response.incomplete`, `error`, or `canvasd.diffusion.progress`.
     pub r#type: String,
     /// Counts the events of the stream, from 0.
     pub sequence_number: u64,
@@ -284,6 +337,12 @@ pub struct ResponseEvent {
     /// The whole text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// The function that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The whole arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<String>,
     /// Always empty, and beside an output text only.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<Object>>)]

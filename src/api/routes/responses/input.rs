@@ -1,0 +1,111 @@
+//! From a response's input to the conversation that `prompt` renders.
+//!
+//! Calls and their results are items of their own here; in the conversation a call belongs to the assistant's message
+//! before it, and a result is a message.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::super::super::conversation::{arguments, check_kind, content, function, one};
+use super::super::super::error::ApiError;
+use super::super::super::wire::chat::Message;
+use super::super::super::wire::either::{Content, Input};
+use super::super::super::wire::options::Function;
+use super::super::super::wire::responses::{FunctionTool, InputItem};
+use crate::prompt::{self, Role, ToolCall};
+
+/// The instructions and the input as a conversation.
+pub(super) fn conversation(
+    instructions: Option<String>,
+    input: Option<Input>,
+) -> Result<Vec<prompt::Message>, ApiError> {
+    let mut turns = Turns::default();
+    turns.messages.extend(instructions.map(|text| prompt::Message::new(Role::System, text)));
+    match input.ok_or_else(|| ApiError::missing("input"))? {
+        Input::Text(text) => turns.messages.push(prompt::Message::new(Role::User, text)),
+        Input::Items(items) => {
+            for (index, item) in items.into_iter().enumerate() {
+                turns.take(item, &format!("input[{index}]"))?;
+            }
+        }
+    }
+    if turns.messages.is_empty() {
+        return Err(ApiError::invalid("input", "'input' must hold at least one message."));
+    }
+    Ok(turns.messages)
+}
+
+/// The conversation so far.
+#[derive(Default)]
+struct Turns {
+    messages: Vec<prompt::Message>,
+    /// Ids of the calls so far.
+    calls: HashSet<String>,
+}
+
+impl Turns {
+    fn take(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
+        match item.r#type.as_deref() {
+            None | Some("message") => self.message(item, path),
+            Some("function_call") => self.call(item, path),
+            Some("function_call_output") => self.output(item, path),
+            // Old thoughts are not shown to the model.
+            Some("reasoning") => Ok(()),
+            Some(_) => {
+                let message = "The type of an input item must be 'message', 'function_call' or 'function_call_output'.";
+                Err(ApiError::unsupported(format!("{path}.type"), message))
+            }
+        }
+    }
+
+    fn message(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
+        let content = item.content.filter(|content| !matches!(content, Content::Parts(parts) if parts.is_empty()));
+        let wire = Message { role: item.role, content, ..Message::default() };
+        self.messages.push(one(wire, path, &mut self.calls)?);
+        Ok(())
+    }
+
+    fn call(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
+        let at = |field: &str| format!("{path}.{field}");
+        let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
+        let name = item.name.ok_or_else(|| ApiError::missing(&at("name")))?;
+        let call = ToolCall { id: id.clone(), name, arguments: arguments(item.arguments, &at("arguments"))? };
+        self.calls.insert(id);
+        match self.messages.last_mut() {
+            Some(message) if message.role == Role::Assistant => message.tool_calls.push(call),
+            _ => {
+                let mut message = prompt::Message::new(Role::Assistant, "");
+                message.tool_calls.push(call);
+                self.messages.push(message);
+            }
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
+        let at = |field: &str| format!("{path}.{field}");
+        let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
+        if !self.calls.contains(&id) {
+            let message = "'call_id' must name a 'function_call' that stands before it.";
+            return Err(ApiError::invalid(at("call_id"), message));
+        }
+        let output = item.output.ok_or_else(|| ApiError::missing(&at("output")))?;
+        let mut message = prompt::Message::new(Role::Tool, "");
+        message.content = content(output, &at("output"))?;
+        message.tool_call_id = Some(id);
+        self.messages.push(message);
+        Ok(())
+    }
+}
+
+/// The functions as the template is told of them.
+pub(super) fn tools(wire: Option<Vec<FunctionTool>>) -> Result<Vec<Value>, ApiError> {
+    let tools = wire.unwrap_or_default().into_iter().enumerate().map(|(index, tool)| {
+        let path = format!("tools[{index}]");
+        check_kind(tool.r#type.as_deref(), &path)?;
+        let FunctionTool { name, description, parameters, strict, .. } = tool;
+        function(Function { name, description, parameters, strict }, &path)
+    });
+    tools.collect()
+}
