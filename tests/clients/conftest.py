@@ -1,5 +1,6 @@
 """The real binary on the model inside it, asked over a real socket by clients that know nothing of this project."""
 
+import asyncio
 import os
 import pathlib
 import re
@@ -13,19 +14,22 @@ import httpx
 import openai
 import pytest
 
+# LiteLLM looks its prices up on the net otherwise.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("CANVASD_BINARY", str(ROOT / "target" / "debug" / "canvasd"))
 
 
 class Server:
-    """A `canvasd serve` process on a free port."""
+    """A server process that prints where it listens: `canvasd serve` on a free port, or another command."""
 
-    def __init__(self, *arguments, environment=None, timeout=30):
+    def __init__(self, *arguments, command=(BINARY, "serve", "--port", "0"), environment=None, timeout=30):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("CANVASD_")}
         clean |= environment or {}
         begun = time.monotonic()
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--port", "0", *arguments],
+            [*command, *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean,
         )
         self.lines, self.log = [], []
@@ -77,6 +81,15 @@ def server():
     assert not any("panicked" in line for line in server.log), "".join(server.log)
 
 
+@pytest.fixture(scope="session")
+def parrot():
+    """A server whose model follows a script: it thinks, calls tools and fails on cue (examples/parrot.rs)."""
+    server = Server(command=[str(pathlib.Path(BINARY).parent / "examples" / "parrot")])
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
 @pytest.fixture
 def start():
     """Starts servers of a test's own; they are stopped after it."""
@@ -124,6 +137,14 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("figures (measured, not asserted)")
         for figure in figures:
             terminalreporter.write_line(figure)
+
+
+LOOP = asyncio.new_event_loop()
+
+
+def wait_for(coroutine):
+    """Runs it on the one loop of all tests: some clients keep connections for as long as the process lives."""
+    return LOOP.run_until_complete(coroutine)
 
 
 def canvasd(*arguments, **options):
