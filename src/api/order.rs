@@ -13,7 +13,7 @@ use super::state::AppState;
 use super::wire::chat::Seed;
 use super::wire::either::{Progress, Stop};
 use super::wire::options::{DiffusionOptions, Effort, ProgressMode, StreamOptions};
-use crate::scheduler::{Drafts, Draw, Penalties, Sampler};
+use crate::scheduler::{self, Drafts, Draw, Penalties, Sampler};
 
 /// Most stop strings, as in the original API.
 const MOST_STOPS: usize = 4;
@@ -219,19 +219,10 @@ fn bias(wanted: BTreeMap<String, f64>, vocabulary: usize) -> Result<Arc<[(u32, f
 /// The checkpoint's sampler, changed by `effort` and then by the explicit values.
 fn sampler(checkpoint: Sampler, wanted: &DiffusionOptions) -> Result<Sampler, ApiError> {
     let mut sampler = match wanted.effort {
-        None | Some(Effort::Medium) => checkpoint,
-        Some(Effort::Low) => Sampler {
-            max_steps: checkpoint.max_steps.div_ceil(3),
-            entropy_bound: checkpoint.entropy_bound * 3.0,
-            confidence_threshold: checkpoint.confidence_threshold * 4.0,
-            ..checkpoint
-        },
-        Some(Effort::High) => Sampler {
-            entropy_bound: checkpoint.entropy_bound / 2.0,
-            confidence_threshold: checkpoint.confidence_threshold / 2.0,
-            stability_threshold: checkpoint.stability_threshold + 1,
-            ..checkpoint
-        },
+        None => checkpoint,
+        Some(Effort::Fast) => scheduler::Effort::Fast.apply(checkpoint),
+        Some(Effort::Balanced) => scheduler::Effort::Balanced.apply(checkpoint),
+        Some(Effort::Quality) => scheduler::Effort::Quality.apply(checkpoint),
     };
     if let Some(steps) = wanted.max_denoising_steps {
         sampler.max_steps = count("diffusion.max_denoising_steps", Some(steps), 1, 1, MOST_STEPS)?;
@@ -334,7 +325,7 @@ mod tests {
             "seed": -1, "temperature": 1, "top_p": 0.5, "logit_bias": {"7": -100, "3": 1.5},
             "presence_penalty": -2, "frequency_penalty": 2, "stop": ["a", "b"], "stream": true,
             "stream_options": {"include_usage": true, "include_diffusion_progress": {"every": 4, "mode": "edits", "max_hz": 10}},
-            "diffusion": {"effort": "high", "max_denoising_steps": 5, "timeout_ms": 250}
+            "diffusion": {"effort": "quality", "max_denoising_steps": 5, "timeout_ms": 250}
         }))
         .unwrap();
         assert_eq!(order.seed, u64::MAX);
@@ -348,10 +339,10 @@ mod tests {
         assert_eq!(order.sampler.stability_threshold, 2);
         let plan = ProgressPlan { every: 4, mode: ProgressMode::Edits, pause: Duration::from_millis(100) };
         assert_eq!(order.delivery, Delivery::Stream { usage: UsageChunk::Wanted, progress: Some(plan) });
-        let low = check(json!({"diffusion": {"effort": "low", "confidence_threshold": 0.25}, "stop": "x"})).unwrap();
-        assert_eq!(low.sampler.max_steps, 16);
-        assert_eq!(low.sampler.confidence_threshold, 0.25);
-        assert_eq!(low.stop, ["x"]);
+        let fast = check(json!({"diffusion": {"effort": "fast", "confidence_threshold": 0.25}, "stop": "x"})).unwrap();
+        assert_eq!(fast.sampler.max_steps, 16);
+        assert_eq!(fast.sampler.confidence_threshold, 0.25);
+        assert_eq!(fast.stop, ["x"]);
         let zero = check(json!({"temperature": 0, "diffusing": true, "stream": true})).unwrap();
         assert_eq!((zero.draw, zero.seed), (Draw::Argmax, 0));
         assert_eq!(zero.delivery.drafts(), Drafts::Every(1));

@@ -46,17 +46,26 @@ pub struct Parts {
     pub name: String,
     /// Its shape.
     pub shape: crate::model::Config,
-    text: TextParts,
-    sampler: Sampler,
+    /// What its language is made of.
+    pub text: TextParts,
+    /// How it wants canvases denoised.
+    pub sampler: Sampler,
 }
 
 /// Loads the configured model.
 pub fn load(config: &Config, threads: usize) -> Result<(DiffusionGemma, Parts), CliError> {
+    load_for(config, threads, 0)
+}
+
+/// Loads the configured model for texts of at least so many positions. What it says beyond its own context means
+/// nothing, but costs what it would.
+pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(DiffusionGemma, Parts), CliError> {
     // candle's own products run on rayon's pool, which takes its size from here once; a second model in one process
     // (never in the program itself) keeps the first one's.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
-    let checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
+    let mut checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
+    checkpoint.config.context = checkpoint.config.context.max(positions);
     check_memory(config, &checkpoint)?;
     let options = LoadOptions {
         device: device(config.device),
@@ -147,7 +156,8 @@ fn sampler(defaults: &GenerationDefaults) -> Sampler {
     }
 }
 
-fn settings(config: &Config, limits: &Limits) -> Settings {
+/// The scheduler's settings for a loaded model.
+pub fn settings(config: &Config, limits: &Limits) -> Settings {
     let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, checkpoint::available()), |bytes| bytes.0);
     Settings {
         encode_rows: config.encode_rows,

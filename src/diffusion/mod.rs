@@ -6,9 +6,11 @@
 
 mod acceptance;
 mod canvas;
+mod effort;
 mod random;
 mod sampler;
 
 pub use canvas::{Canvas, Observation, ObservationError, Progress, StepOutcome};
+pub use effort::Effort;
 pub use random::{Key, Purpose, philox4x32};
 pub use sampler::{Sampler, SamplerError};

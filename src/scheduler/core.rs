@@ -155,7 +155,12 @@ impl Core {
         self.watch_readers();
         self.admit();
         self.build();
-        !self.entries.is_empty()
+        let planned = !self.entries.is_empty();
+        if !planned {
+            // After a pass the levels are noted anyway; where none follows, what has just left would be counted for ever.
+            self.note_levels();
+        }
+        planned
     }
 
     /// Forgets a planned pass that was not run.
@@ -184,7 +189,7 @@ impl Core {
 
     /// Metrics as OpenMetrics text.
     pub fn metrics(&self) -> String {
-        self.front.metrics().text()
+        self.front.metrics_text()
     }
 
     /// Whether no choice is waiting or running.
@@ -256,7 +261,6 @@ impl Core {
     pub(super) fn note_levels(&self) {
         let (capacity, used) = self.store.bytes();
         self.front.metrics().levels(&Levels {
-            waiting: self.front.queued(),
             running: self.running.len(),
             kv_used: used,
             kv_cached: self.store.cached_bytes(),

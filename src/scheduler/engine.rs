@@ -118,7 +118,7 @@ impl Handle {
 
     /// Metrics as OpenMetrics text (`application/openmetrics-text; version=1.0.0; charset=utf-8`).
     pub fn metrics(&self) -> String {
-        self.front.metrics().text()
+        self.front.metrics_text()
     }
 }
 

@@ -159,6 +159,12 @@ impl Front {
         &self.metrics
     }
 
+    /// Metrics as OpenMetrics text.
+    pub(super) fn metrics_text(&self) -> String {
+        self.metrics.waiting(self.queued());
+        self.metrics.text()
+    }
+
     /// Whether requests are taken.
     pub fn state(&self) -> State {
         *self.state.borrow()

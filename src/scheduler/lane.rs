@@ -119,7 +119,8 @@ pub(super) struct Lane {
     /// The prompt and the committed canvases, whole; empty before the first admission.
     pub(super) ids: Vec<u32>,
     pub(super) canvas: Canvas,
-    /// Log-probabilities of the most likely tokens in the canvas's last step.
+    /// What the canvas's last step saw, and the log-probabilities of its most likely tokens.
+    seen: Vec<Observation>,
     logprobs: Vec<f32>,
     /// The last step's best candidates with their log-probabilities; empty unless the job records any.
     top: Vec<Vec<Candidate>>,
@@ -157,6 +158,7 @@ impl Lane {
             seed,
             stream,
             ids: Vec::new(),
+            seen: Vec::new(),
             logprobs: Vec::new(),
             top: Vec::new(),
             counts: BTreeMap::new(),
@@ -235,16 +237,19 @@ impl Lane {
         self.segment = Some(segment);
     }
 
-    /// Takes what the model said of the canvas. Of its rows only what a commit needs is kept: they are many, and cheap to
-    /// drop only while they are warm.
+    /// Takes what the model said of the canvas. Its rows are many and wide: they are read once, into what `diffusion` looks
+    /// at and what a commit needs, and dropped while they are warm.
     pub(super) fn step(&mut self, rows: Vec<Row>) -> Result<StepOutcome, ObservationError> {
+        self.seen.clear();
         self.logprobs.clear();
+        let narrow = |row: &Row| Observation { argmax: row.argmax, sampled: row.sampled, entropy: row.entropy };
+        self.seen.extend(rows.iter().map(narrow));
         self.logprobs.extend(rows.iter().map(|row| row.max - row.lse));
-        if let Some(position) = self.logprobs.iter().position(|logprob| !logprob.is_finite()) {
+        if !self.logprobs.iter().fold(true, |finite, logprob| finite & logprob.is_finite()) {
+            let position = self.logprobs.iter().position(|logprob| !logprob.is_finite()).unwrap_or_default();
             return Err(ObservationError::NotFinite { position });
         }
-        let seen = |row: &Row| Observation { argmax: row.argmax, sampled: row.sampled, entropy: row.entropy };
-        let outcome = self.canvas.apply(rows.iter().map(seen))?;
+        let outcome = self.canvas.apply(self.seen.iter().copied())?;
         if self.common.top_k > 0 {
             self.top.clear();
             self.top.extend(rows.into_iter().map(log_probabilities));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text::encode};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,32 +11,56 @@ use prometheus_client::registry::Registry;
 
 use super::settings::Budget;
 
-/// How a request ended, all its choices together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Outcome {
-    Finished,
-    Cancelled,
-    Deadline,
-    Failed,
-    Stalled,
-    ShutDown,
-    QueueFull,
-    Refused,
-    Unavailable,
+/// An enum whose values are label values, each with its word.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($value:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(super) enum $name { $($value,)* }
+
+        impl $name {
+            const ALL: &'static [$name] = &[$($name::$value,)*];
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+                let word = match self { $($name::$value => $word,)* };
+                std::fmt::Write::write_str(encoder, word)
+            }
+        }
+    };
 }
 
-/// How a canvas became final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum End {
-    Converged,
-    StepLimit,
-    Deadline,
+label! {
+    /// How a request ended, all its choices together.
+    Outcome {
+        Finished = "finished",
+        Cancelled = "cancelled",
+        Deadline = "deadline",
+        Failed = "failed",
+        Stalled = "stalled",
+        ShutDown = "shut_down",
+        QueueFull = "queue_full",
+        Refused = "refused",
+        Unavailable = "unavailable",
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Mode {
-    Encode,
-    Denoise,
+label! {
+    /// How a canvas became final.
+    End {
+        Converged = "converged",
+        StepLimit = "step_limit",
+        Deadline = "deadline",
+    }
+}
+
+label! {
+    /// What rows are for.
+    Mode {
+        Encode = "encode",
+        Denoise = "denoise",
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,7 +96,6 @@ pub(super) struct PassFigures {
 /// What there is after a pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Levels {
-    pub(super) waiting: usize,
     pub(super) running: usize,
     pub(super) kv_used: u64,
     pub(super) kv_cached: u64,
@@ -115,9 +138,17 @@ pub(super) struct Metrics {
     prefix_hits: Counter,
     cancellations: Counter,
     set_backs: Counter,
+    resident: Gauge,
     vllm_waiting: Gauge,
     vllm_running: Gauge,
     vllm_usage: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+/// Resident memory of this process in bytes, where the system tells it.
+fn resident() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()?.checked_mul(1024)
 }
 
 /// From a millisecond to about two minutes.
@@ -154,15 +185,20 @@ impl Metrics {
             prefix_hits: Counter::default(),
             cancellations: Counter::default(),
             set_backs: Counter::default(),
+            resident: Gauge::default(),
             vllm_waiting: Gauge::default(),
             vllm_running: Gauge::default(),
             vllm_usage: Gauge::default(),
             registry: Registry::default(),
         };
-        for outcome in [Outcome::Finished, Outcome::Cancelled, Outcome::Failed, Outcome::QueueFull] {
+        // A series that is there from the start can be taken a rate of.
+        for &outcome in Outcome::ALL {
             metrics.requests.get_or_create_owned(&ByOutcome { outcome });
         }
-        for end in [End::Converged, End::StepLimit, End::Deadline] {
+        for &mode in Mode::ALL {
+            rows.get_or_create_owned(&ByMode { mode });
+        }
+        for &end in End::ALL {
             metrics.canvases.get_or_create_owned(&ByEnd { end });
         }
         metrics.register(&mut registry, rows, budget);
@@ -195,6 +231,7 @@ impl Metrics {
         r.register("canvasd_prefix_hit_tokens", "Prompt tokens found encoded at admission", self.prefix_hits.clone());
         r.register("canvasd_cancellations", "Choices cancelled by their readers", self.cancellations.clone());
         r.register("canvasd_set_backs", "Choices set back for want of memory", self.set_backs.clone());
+        r.register("process_resident_memory_bytes", "Resident memory of the process", self.resident.clone());
         r.register("vllm:num_requests_waiting", "Alias of canvasd_requests_waiting", self.vllm_waiting.clone());
         r.register("vllm:num_requests_running", "Alias of canvasd_choices_running", self.vllm_running.clone());
         r.register("vllm:kv_cache_usage_perc", "Share of key/value memory in use, 0 to 1", self.vllm_usage.clone());
@@ -206,6 +243,7 @@ impl Metrics {
     }
 
     pub(super) fn text(&self) -> String {
+        self.resident.set(resident().unwrap_or_default());
         let mut text = String::new();
         // Writing to a string cannot fail; should an encoder do so, what was written is still valid text.
         let _ = encode(&mut text, &self.registry);
@@ -230,10 +268,14 @@ impl Metrics {
         self.canvases_per_pass.observe(pass.canvases as f64);
     }
 
+    /// Requests that wait for admission: known to the callers' side between passes too.
+    pub(super) fn waiting(&self, waiting: usize) {
+        self.waiting.set(waiting as i64);
+        self.vllm_waiting.set(waiting as i64);
+    }
+
     pub(super) fn levels(&self, levels: &Levels) {
-        self.waiting.set(levels.waiting as i64);
         self.running.set(levels.running as i64);
-        self.vllm_waiting.set(levels.waiting as i64);
         self.vllm_running.set(levels.running as i64);
         self.kv_used.set(levels.kv_used as i64);
         self.kv_cached.set(levels.kv_cached as i64);

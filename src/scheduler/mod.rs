@@ -19,7 +19,7 @@ mod reader;
 mod settings;
 
 pub use self::core::Core;
-pub use crate::diffusion::{Sampler, SamplerError};
+pub use crate::diffusion::{Effort, Sampler, SamplerError};
 pub use crate::pass::{Candidate, Draw, Limits};
 pub use engine::{Engine, Handle};
 pub use front::{Front, State, Submission, Ticket};

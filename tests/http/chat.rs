@@ -281,7 +281,7 @@ async fn accepted_fields_change_nothing() {
                 "prediction": {"type": "content", "content": "Hello"}, "modalities": ["text"],
                 "response_format": {"type": "text"}, "parallel_tool_calls": true, "tool_choice": "none",
                 "stream": false, "stream_options": {"include_usage": true, "include_obfuscation": false},
-                "top_logprobs": 0, "logprobs": false, "diffusion": {"effort": "medium", "timeout_ms": 60000},
+                "top_logprobs": 0, "logprobs": false, "diffusion": {"effort": "balanced", "timeout_ms": 60000},
                 "diffusing": true
             }),
         )

@@ -152,7 +152,8 @@ async fn a_draining_server_takes_no_more() {
         Reply::of(tower::ServiceExt::oneshot(router.clone(), request).await.unwrap()).await
     };
     ask(Request::get("/ready").body(Body::empty()).unwrap()).await.refused(503);
-    ask(Request::get("/health").body(Body::empty()).unwrap()).await.ok();
+    // Drained, the engine is gone, and the process is about to be.
+    ask(Request::get("/health").body(Body::empty()).unwrap()).await.refused(503);
     let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
     ask(request.body(Body::from(chat_body("hello", json!({})).to_string())).unwrap()).await.refused(503);
 }

@@ -1,8 +1,11 @@
 //! Models, tokens, probes and figures.
 
+use axum::body::Body;
+use axum::http::{Request, header};
 use serde_json::json;
+use tower::ServiceExt;
 
-use super::support::{ALIAS, App, MODEL, STORY, ids};
+use super::support::{ALIAS, App, MODEL, Reply, STORY, ids};
 
 #[tokio::test]
 async fn models_are_listed_and_found() {
@@ -69,9 +72,32 @@ async fn probes_and_figures_answer() {
     assert!(metrics.status.is_success());
     let counted = "canvasd_http_requests_total{method=\"POST\",route=\"/v1/chat/completions\",status=\"200\"} 1";
     assert!(metrics.body.contains(counted), "{}", metrics.body);
-    assert!(metrics.body.ends_with("\n# EOF\n") && metrics.body.matches("# EOF").count() == 1);
+    assert_eq!(metrics.headers[header::CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+    assert!(metrics.body.contains("# TYPE canvasd_http_requests_total counter\n") && !metrics.body.contains("# EOF"));
     for line in metrics.body.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let value = line.rsplit(' ').next().unwrap();
         value.parse::<f64>().unwrap_or_else(|_| panic!("no figure: {line}"));
+    }
+}
+
+#[tokio::test]
+async fn figures_come_as_open_metrics_to_those_who_ask_for_it() {
+    let app = App::new();
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let request = Request::get("/metrics").header(header::ACCEPT, accept).body(Body::empty()).unwrap();
+    let metrics = Reply::of(app.send(request).await).await;
+    assert_eq!(metrics.headers[header::CONTENT_TYPE], "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(metrics.body.ends_with("\n# EOF\n") && metrics.body.matches("# EOF").count() == 1);
+    assert!(metrics.body.contains("# TYPE canvasd_http_requests counter\n"));
+}
+
+#[tokio::test]
+async fn health_and_readiness_are_red_once_the_engine_has_stopped() {
+    let App { router, engine } = App::new();
+    drop(engine);
+    for path in ["/health", "/ready"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let reply = Reply::of(router.clone().oneshot(request).await.expect("infallible")).await;
+        assert_eq!(reply.refused(503)["code"], "engine_stopped", "{path}");
     }
 }

@@ -237,15 +237,35 @@ fn metrics_tell_what_happened() {
     let mut ticket = world.submit(jobs(&prompt(10, 1), 12, 1, 2, 0)).expect("taken");
     world.finish();
     let steps: usize = stories(&mut ticket).iter().map(|story| story.usage().steps).sum();
-    assert_eq!(metric(&world, "canvasd_requests_total{outcome=\"Finished\"}"), 1);
+    assert_eq!(metric(&world, "canvasd_requests_total{outcome=\"finished\"}"), 1);
     assert_eq!(metric(&world, "canvasd_completion_tokens_total"), 24);
     assert_eq!(metric(&world, "canvasd_wasted_positions_total"), 8);
-    assert_eq!(metric(&world, "canvasd_pass_rows_total{mode=\"Denoise\"}"), steps as u64 * 8);
-    assert_eq!(metric(&world, "canvasd_pass_rows_total{mode=\"Encode\"}"), world.encoded() as u64);
+    assert_eq!(metric(&world, "canvasd_pass_rows_total{mode=\"denoise\"}"), steps as u64 * 8);
+    assert_eq!(metric(&world, "canvasd_pass_rows_total{mode=\"encode\"}"), world.encoded() as u64);
     assert_eq!(metric(&world, "canvasd_canvas_steps_count"), 4);
     assert_eq!(metric(&world, "vllm:num_requests_running"), 0);
     assert_eq!(metric(&world, "vllm:num_requests_waiting"), 0);
     let text = world.core.metrics();
     assert!(text.contains("vllm:cache_config_info{block_size=\"4\",num_gpu_blocks="), "{text}");
     assert!(text.contains("vllm:kv_cache_usage_perc 0"), "{text}");
+}
+
+/// Whoever leaves while nothing else runs is not counted as running for ever.
+#[test]
+fn levels_are_true_without_a_following_pass() {
+    let mut world = World::new(one_slot());
+    let running = world.submit(job(&prompt(10, 1), 80, 1)).expect("taken");
+    let waiting = world.submit(job(&prompt(10, 2), 80, 1)).expect("taken");
+    assert_eq!(metric(&world, "canvasd_requests_waiting"), 2, "told before any pass");
+    world.pass();
+    assert_eq!(metric(&world, "canvasd_choices_running"), 1);
+    assert_eq!(metric(&world, "vllm:num_requests_waiting"), 1);
+    assert!(metric(&world, "canvasd_kv_used_bytes") > 0);
+    drop((running, waiting));
+    assert!(!world.pass());
+    for name in ["canvasd_choices_running", "vllm:num_requests_running", "canvasd_kv_used_bytes"] {
+        assert_eq!(metric(&world, name), 0, "{name}");
+    }
+    assert_eq!(metric(&world, "canvasd_requests_waiting"), 0);
+    assert_eq!(metric(&world, "canvasd_requests_total{outcome=\"cancelled\"}"), 2);
 }

@@ -230,6 +230,27 @@ fn a_failing_encode_fails_those_who_read_it() {
     }
 }
 
+/// A canvas never goes on over keys and values that were not written: the step that rides with a failing encode, of a
+/// prompt or of the canvas before, counts for nothing, whatever the model answered to it.
+#[test]
+fn a_step_beside_its_own_failing_encode_is_not_used() {
+    for failing in 1..4 {
+        let mut encodes = 0;
+        let faults = move |pass: &canvasd::pass::Pass| {
+            let encode = pass.segments.iter().position(|s| matches!(s, canvasd::pass::Segment::Encode { .. }));
+            encodes += usize::from(encode.is_some());
+            encode.filter(|_| encodes == failing).map_or(Fault::None, Fault::Segment)
+        };
+        let mut world = World::of(Scripted::new(limits()).with_faults(faults), settings());
+        let mut ticket = world.submit(job(&prompt(6, 5), 40, 5)).expect("taken");
+        world.finish();
+        let story = &stories(&mut ticket)[0];
+        assert!(matches!(story.error(), JobError::Model(_)));
+        assert_eq!(story.canvases.len(), failing - 1, "no canvas is committed over what is missing");
+        assert_eq!(story.tokens(), alone(job(&prompt(6, 5), 40, 5))[0].tokens()[..8 * (failing - 1)]);
+    }
+}
+
 #[test]
 fn a_failing_pass_fails_those_in_it_and_the_next_ones_run() {
     let mut passes = 0;

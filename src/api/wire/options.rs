@@ -47,9 +47,9 @@ pub enum ProgressMode {
 /// How canvases are denoised for this request. Explicit values beat `effort`, which beats the checkpoint's own.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct DiffusionOptions {
-    /// A trade of quality for speed, relative to the checkpoint's values. `low`: a third of the steps, 3 × the entropy
-    /// bound, 4 × the confidence threshold. `medium`: the checkpoint's values. `high`: half the entropy bound, half the
-    /// confidence threshold, one more stable step.
+    /// A trade of quality for speed, relative to the checkpoint's values. `fast`: a third of the steps, 3 × the entropy
+    /// bound, 4 × the confidence threshold. `balanced`: the checkpoint's values. `quality`: half the entropy bound, half
+    /// the confidence threshold, one more stable step.
     pub effort: Option<Effort>,
     /// Most denoising steps per canvas, 1 to 1,024.
     #[schema(minimum = 1, maximum = 1024)]
@@ -73,12 +73,12 @@ pub struct DiffusionOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
-    /// Fast.
-    Low,
+    /// Fewer steps.
+    Fast,
     /// As the checkpoint says.
-    Medium,
-    /// Careful.
-    High,
+    Balanced,
+    /// More steps.
+    Quality,
 }
 
 /// A tool that the model may call.

@@ -1,27 +1,30 @@
-//! `canvasd bench`: how fast a model is as a server of many: a sweep over the number of requests at once, against the
-//! engine in this process or a server at a URL; or the bare passes of the model.
+//! `canvasd bench`: how fast a model is as a server of many, and how it bears them.
+//!
+//! A sweep over the number of requests at once, against the engine in this process or a server at a URL; the bare passes
+//! of the model; a soak; a long prompt among running requests; the efforts side by side.
 
+mod efforts;
 mod http;
+mod intrude;
+mod options;
 mod plot;
 mod report;
+mod soak;
 mod step;
 mod target;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::Args;
-
-use super::options::{self, ModelOptions, push};
+use super::options::{configure, push};
 use super::signals::Signals;
 use super::{CliError, runtime, wire};
 use crate::config::Config;
 use crate::kernels::cpu::Cpu;
 use crate::telemetry;
+pub use options::Arguments;
 use report::{Level, Report};
-use target::{Sample, Target};
+use target::{Question, Target};
 
 /// What is asked: short answers, lists, and texts of several canvases, as users mix them. Real words, because the
 /// number of denoising steps depends on the text.
@@ -40,73 +43,6 @@ const PROMPTS: [&str; 12] = [
     "What is a volcano?",
 ];
 
-/// Options of `canvasd bench`.
-#[derive(Debug, Args)]
-pub struct Arguments {
-    #[command(flatten)]
-    model: ModelOptions,
-
-    /// Measure the server at this address instead of an engine in this process, such as http://127.0.0.1:8000; the key
-    /// for it comes from CANVASD_API_KEY.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "device", "dtype", "threads"])]
-    url: Option<String>,
-
-    /// How many requests run at once, one measurement for each.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,2,4,8,16,32", value_parser = count)]
-    concurrency: Vec<usize>,
-
-    /// Requests per place at once: at concurrency 4 and 6 here, 24 requests are measured.
-    #[arg(long, value_name = "N", default_value = "6", value_parser = count)]
-    requests: usize,
-
-    /// Most tokens of one answer.
-    #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
-    max_tokens: usize,
-
-    /// Seed of the first request; each further one takes the next.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-
-    /// Time bare passes of the model, without scheduler and text, instead of requests.
-    #[arg(long, conflicts_with_all = ["url", "plot"])]
-    step: bool,
-
-    /// With --step: canvases in one pass, one measurement for each.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,2,4", value_parser = count)]
-    canvases: Vec<usize>,
-
-    /// With --step: tokens before the canvas, one measurement for each; what the context cannot hold is left out.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "0,512,2048,8192")]
-    prefix: Vec<usize>,
-
-    /// With --step: how spread the vocabulary's probabilities are, one measurement for each.
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', default_value = "flat,peaked")]
-    statistics: Vec<step::Statistics>,
-
-    /// With --step: passes timed per measurement.
-    #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
-    repeats: usize,
-
-    /// With --step: tokens of a prompt whose encoding is timed, in chunks of 1,024; 0 for none.
-    #[arg(long, value_name = "N", default_value = "2048")]
-    encode: usize,
-
-    /// Print the result as JSON on standard output instead of a table.
-    #[arg(long)]
-    json: bool,
-
-    /// Draw the curve into this file, as SVG.
-    #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|count| (1..=100_000).contains(count))
-        .ok_or_else(|| "a number from 1 to 100000 is wanted".into())
-}
-
 /// Measures and reports.
 pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
@@ -116,10 +52,15 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
     }
     // Every request is to be taken: what is measured is the engine, not the bound of its queue.
     push(&mut flags, "queue", &Some(most.max(256)));
-    let config = options::configure(arguments.model.config.as_ref(), &flags)?;
+    push(&mut flags, "max_running", &arguments.max_running);
+    let config = configure(arguments.model.config.as_ref(), &flags)?;
     telemetry::start(&config.log, config.log_format)?;
     if arguments.step {
         return steps(&arguments, &config);
+    }
+    if let Some(tokens) = arguments.intrude {
+        let report = intrude::measure(&config, tokens, &arguments.encode_rows, arguments.repeats)?;
+        return print(&arguments, || report.json(), || report.table());
     }
     let house = match arguments.url {
         Some(_) => None,
@@ -133,12 +74,34 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
         };
         let target = Arc::new(target);
         let mut signals = Signals::new().map_err(CliError::io("signals cannot be received"))?;
-        let report = tokio::select! {
-            report = sweep(&arguments, &target) => report?,
-            _ = signals.next() => return Err(CliError::Interrupted),
-        };
-        present(&arguments, &report)
+        tokio::select! {
+            done = ask(&arguments, &target, most) => done,
+            _ = signals.next() => Err(CliError::Interrupted),
+        }
     })
+}
+
+/// The measurements that ask for answers.
+async fn ask(arguments: &Arguments, target: &Arc<Target>, most: usize) -> Result<(), CliError> {
+    if let Some(requests) = arguments.soak {
+        let plan = soak::Plan { requests, streams: most, seed: arguments.seed };
+        let report = soak::run(&plan, target).await?;
+        print(arguments, || report.json(), || report.table())?;
+        return report.verdict();
+    }
+    if let Some(path) = &arguments.efforts {
+        let questions = efforts::Quiz::read(path)?;
+        let plan = efforts::Plan { streams: most, seeds: arguments.repeats, max_tokens: arguments.max_tokens };
+        let report = efforts::measure(&questions, &plan, target).await?;
+        return print(arguments, || report.json(), || report.table());
+    }
+    let report = sweep(arguments, target).await?;
+    print(arguments, || report.json(), || report.table())?;
+    if let Some(path) = &arguments.plot {
+        let what = format!("the plot cannot be written to {}", path.display());
+        std::fs::write(path, plot::svg(&report)).map_err(CliError::io(what))?;
+    }
+    Ok(())
 }
 
 /// Times bare passes.
@@ -173,67 +136,73 @@ fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
         end: step::Memory::now(),
         found,
     };
-    if arguments.json {
-        println!("{:#}", report.json());
-    } else {
-        print!("{}", report.table());
-    }
-    Ok(())
+    print(arguments, || report.json(), || report.table())
 }
 
-fn present(arguments: &Arguments, report: &Report) -> Result<(), CliError> {
+fn print(
+    arguments: &Arguments,
+    json: impl FnOnce() -> serde_json::Value,
+    table: impl FnOnce() -> String,
+) -> Result<(), CliError> {
     if arguments.json {
-        println!("{}", report.json());
+        println!("{:#}", json());
     } else {
-        print!("{}", report.table());
-    }
-    if let Some(path) = &arguments.plot {
-        let what = format!("the plot cannot be written to {}", path.display());
-        std::fs::write(path, plot::svg(report)).map_err(CliError::io(what))?;
+        print!("{}", table());
     }
     Ok(())
 }
 
 async fn sweep(arguments: &Arguments, target: &Arc<Target>) -> Result<Report, CliError> {
     // What is touched for the first time (pages of memory, caches of the template) is not part of any level.
-    target.ask(PROMPTS[0], arguments.seed, arguments.max_tokens).await?;
+    target.ask(&question(arguments, 0)).await?;
     let mut levels = Vec::new();
     for &concurrency in &arguments.concurrency {
         levels.push(level(arguments, target, concurrency).await?);
         if !arguments.json {
-            eprintln!("{} requests at once: done", concurrency);
+            eprintln!("{concurrency} requests at once: done");
         }
     }
     Ok(Report { model: target.model().to_owned(), place: target.place().to_owned(), levels })
 }
 
-/// Keeps `concurrency` requests running until all are done.
+/// The sweep's request number `number`.
+fn question(arguments: &Arguments, number: usize) -> Question {
+    let seed = arguments.seed.wrapping_add(number as u64);
+    Question::chat(PROMPTS[number % PROMPTS.len()], seed, arguments.max_tokens)
+}
+
+/// One level of the sweep.
 async fn level(arguments: &Arguments, target: &Arc<Target>, concurrency: usize) -> Result<Level, CliError> {
     let total = concurrency * arguments.requests;
-    let next = Arc::new(AtomicUsize::new(0));
     let before = target.counters().await?;
     let begun = Instant::now();
-    let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..concurrency {
-        let (target, next) = (target.clone(), next.clone());
-        let (seed, max_tokens) = (arguments.seed, arguments.max_tokens);
-        workers.spawn(async move {
-            let mut samples = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= total {
-                    return Ok::<_, CliError>(samples);
-                }
-                let prompt = PROMPTS[number % PROMPTS.len()];
-                samples.push(target.ask(prompt, seed.wrapping_add(number as u64), max_tokens).await?);
-            }
-        });
-    }
-    let mut samples: Vec<Sample> = Vec::with_capacity(total);
-    while let Some(ended) = workers.join_next().await {
-        // A worker that panicked has said so already; its samples are missing, which must not pass as a result.
-        samples.extend(ended.map_err(|error| CliError::Usage(format!("a measuring task ended early: {error}")))??);
-    }
+    let questions: Arc<[Question]> = (0..total).map(|number| question(arguments, number)).collect();
+    let samples = in_turn(concurrency, total, |number| {
+        let (target, questions) = (target.clone(), questions.clone());
+        async move { target.ask(&questions[number]).await }
+    })
+    .await?;
     let took = begun.elapsed().max(Duration::from_nanos(1));
     Ok(Level::new(concurrency, took, &samples, before, target.counters().await?))
+}
+
+/// Keeps `streams` of the tasks 0 … `total` − 1 running until all are done; their results come in no order.
+async fn in_turn<T, F>(streams: usize, total: usize, task: impl Fn(usize) -> F) -> Result<Vec<T>, CliError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, CliError>> + Send + 'static,
+{
+    let mut running = tokio::task::JoinSet::new();
+    let mut results = Vec::with_capacity(total);
+    let mut next = 0;
+    loop {
+        while next < total && running.len() < streams {
+            running.spawn(task(next));
+            next += 1;
+        }
+        let Some(ended) = running.join_next().await else { break };
+        // A task that panicked has said so already; its result is missing, which must not pass as one.
+        results.push(ended.map_err(|error| CliError::Usage(format!("a measuring task ended early: {error}")))??);
+    }
+    Ok(results)
 }

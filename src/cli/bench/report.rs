@@ -37,6 +37,9 @@ pub struct Level {
     pub canvas: Quantiles,
     /// Rows of one forward pass, where the target counts them.
     pub rows_per_pass: Option<f64>,
+    /// Rows per second, prompts and canvases together, where the target counts them. Against the same figure of bare
+    /// passes (`--step`) it says what the scheduler and the way of the requests cost.
+    pub rows_per_second: Option<f64>,
 }
 
 /// Median and 99th percentile in milliseconds.
@@ -49,7 +52,8 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
-    fn of(mut times: Vec<Duration>) -> Quantiles {
+    /// Of any number of times.
+    pub fn of(mut times: Vec<Duration>) -> Quantiles {
         times.sort_unstable();
         // The smallest value that at least that share of all values does not exceed.
         let at = |share: f64| {
@@ -59,7 +63,8 @@ impl Quantiles {
         Quantiles { p50: at(0.50), p99: at(0.99) }
     }
 
-    fn json(self) -> Value {
+    /// For programs.
+    pub fn json(self) -> Value {
         json!({"p50": self.p50, "p99": self.p99})
     }
 }
@@ -79,6 +84,7 @@ impl Level {
             first_text: Quantiles::of(samples.iter().filter_map(|sample| sample.first_text).collect()),
             canvas: Quantiles::of(samples.iter().flat_map(|sample| sample.commits.iter().copied()).collect()),
             rows_per_pass: (passes > 0.0).then(|| (after.rows - before.rows) / passes),
+            rows_per_second: (passes > 0.0).then(|| (after.rows - before.rows) / took.as_secs_f64()),
         }
     }
 
@@ -98,31 +104,31 @@ impl Level {
             "first_text_ms": self.first_text.json(),
             "canvas_ms": self.canvas.json(),
             "rows_per_pass": self.rows_per_pass,
+            "rows_per_second": self.rows_per_second,
         })
     }
 }
 
 impl Report {
     /// For programs.
-    pub fn json(&self) -> String {
+    pub fn json(&self) -> Value {
         let levels: Vec<Value> = self.levels.iter().map(Level::json).collect();
-        let report =
-            json!({"canvasd": env!("CARGO_PKG_VERSION"), "model": self.model, "place": self.place, "levels": levels});
-        format!("{report:#}")
+        json!({"canvasd": env!("CARGO_PKG_VERSION"), "model": self.model, "place": self.place, "levels": levels})
     }
 
     /// For people.
     pub fn table(&self) -> String {
         let mut table = format!("{} on {}\n", self.model, self.place);
         table.push_str(
-            "at once  requests  tokens/s  steps/canvas  first text ms p50/p99  canvas ms p50/p99  rows/pass\n",
+            "at once  requests  tokens/s  steps/canvas  first text ms p50/p99  canvas ms p50/p99  rows/pass  rows/s\n",
         );
         for level in &self.levels {
-            let rows = level.rows_per_pass.map_or_else(|| "-".to_owned(), |rows| format!("{rows:.0}"));
+            let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.0}"));
+            let (rows, speed) = (figure(level.rows_per_pass), figure(level.rows_per_second));
             // Writing to a string cannot fail.
             let _ = writeln!(
                 table,
-                "{:>7}  {:>8}  {:>8.0}  {:>12.1}  {:>21}  {:>17}  {rows:>9}",
+                "{:>7}  {:>8}  {:>8.0}  {:>12.1}  {:>21}  {:>17}  {rows:>9}  {speed:>6}",
                 level.concurrency,
                 level.requests,
                 level.tokens_per_second(),
@@ -150,6 +156,7 @@ pub(super) mod tests {
             first_text: Quantiles { p50: 10.0, p99: 20.0 * concurrency as f64 },
             canvas: Quantiles { p50: 30.0, p99: 40.0 },
             rows_per_pass: (concurrency > 1).then_some(96.0),
+            rows_per_second: (concurrency > 1).then_some(4000.0),
         };
         Report { model: "a <model>".into(), place: "cpu & more".into(), levels: vec![level(1), level(4), level(16)] }
     }
@@ -170,20 +177,21 @@ pub(super) mod tests {
             tokens,
             canvases: 2,
             steps: 9,
+            text: String::new(),
         };
         let (before, after) = (Counters { passes: 10.0, rows: 100.0 }, Counters { passes: 20.0, rows: 600.0 });
         let level = Level::new(2, Duration::from_secs(2), &[sample(30), sample(10)], before, after);
         assert_eq!((level.tokens, level.requests), (40, 2));
         assert_eq!(level.tokens_per_second(), 20.0);
         assert_eq!(level.steps_per_canvas, 4.5);
-        assert_eq!(level.rows_per_pass, Some(50.0));
+        assert_eq!((level.rows_per_pass, level.rows_per_second), (Some(50.0), Some(250.0)));
         assert_eq!(level.canvas, Quantiles { p50: 5.0, p99: 7.0 });
     }
 
     #[test]
     fn both_forms_hold_every_level() {
         let report = example();
-        let value: Value = serde_json::from_str(&report.json()).unwrap();
+        let value = report.json();
         assert_eq!(value["levels"].as_array().unwrap().len(), 3);
         assert_eq!(value["levels"][1]["tokens_per_second"], 200.0);
         assert_eq!(value["levels"][0]["rows_per_pass"], Value::Null);

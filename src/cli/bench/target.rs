@@ -6,14 +6,45 @@ use std::time::{Duration, Instant};
 use super::http::{Http, HttpError};
 use crate::cli::CliError;
 use crate::cli::wire::House;
-use crate::diffusion::Sampler;
+use crate::diffusion::{Effort, Sampler};
 use crate::pass::Draw;
-use crate::prompt::{Chat, Dialect, Message, Role, Text};
+use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Text};
 use crate::scheduler::{Choice, Drafts, Event, Handle, Job};
+
+/// What is asked once.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The conversation so far.
+    pub said: Said,
+    /// Seed of its draws.
+    pub seed: u64,
+    /// Most tokens of the answer.
+    pub max_tokens: usize,
+    /// Trade of quality for speed; `None` is the checkpoint's own.
+    pub effort: Option<Effort>,
+}
+
+/// What an answer follows.
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// A conversation, through the model's chat template.
+    Chat(Vec<(Role, String)>),
+    /// A text to go on with.
+    Text(String),
+}
+
+impl Question {
+    /// One user's turn.
+    pub fn chat(text: &str, seed: u64, max_tokens: usize) -> Question {
+        Question { said: Said::Chat(vec![(Role::User, text.to_owned())]), seed, max_tokens, effort: None }
+    }
+}
 
 /// What one answer cost.
 #[derive(Debug, Clone)]
 pub struct Sample {
+    /// The answer, without thoughts.
+    pub text: String,
     /// From the request to its first text; `None` where the answer has none.
     pub first_text: Option<Duration>,
     /// From each commit, or the request, to the next commit.
@@ -36,16 +67,47 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Reads them from Prometheus text: the count and sums of the rows per pass.
+    /// Reads them from Prometheus text: the passes and the sum of their rows.
     pub fn read(metrics: &str) -> Counters {
-        let sum = |name: &str| {
-            let samples = metrics.lines().filter(|line| {
-                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
-            });
-            samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-        };
-        Counters { passes: sum("canvasd_passes_total"), rows: sum("canvasd_pass_rows_total") }
+        Counters { passes: sum(metrics, "canvasd_passes_total"), rows: sum(metrics, "canvasd_pass_rows_total") }
     }
+}
+
+/// What is held at one moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Levels {
+    /// Requests waiting for admission.
+    pub waiting: f64,
+    /// Choices that hold a slot.
+    pub running: f64,
+    /// Key/value memory held by running choices, bytes.
+    pub kv_used: f64,
+    /// Resident memory of the process, bytes; 0 where the system does not tell.
+    pub resident: u64,
+}
+
+impl Levels {
+    fn read(metrics: &str) -> Levels {
+        Levels {
+            waiting: sum(metrics, "canvasd_requests_waiting"),
+            running: sum(metrics, "canvasd_choices_running"),
+            kv_used: sum(metrics, "canvasd_kv_used_bytes"),
+            resident: sum(metrics, "process_resident_memory_bytes") as u64,
+        }
+    }
+
+    /// Whether no request is there any more.
+    pub fn is_idle(&self) -> bool {
+        self.waiting + self.running + self.kv_used == 0.0
+    }
+}
+
+/// The sum of all series of one name in Prometheus text.
+fn sum(metrics: &str, name: &str) -> f64 {
+    let samples = metrics
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{')));
+    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
 
 /// What is measured.
@@ -117,34 +179,41 @@ impl Target {
         })
     }
 
-    /// Asks once and waits for the end of the answer.
-    pub async fn ask(&self, prompt: &str, seed: u64, max_tokens: usize) -> Result<Sample, CliError> {
+    /// What the scheduler and the process hold now.
+    pub async fn levels(&self) -> Result<Levels, CliError> {
+        Ok(match self {
+            Target::Engine { handle, .. } => Levels::read(&handle.metrics()),
+            Target::Server { http, .. } => Levels::read(&http.get("/metrics").await?),
+        })
+    }
+
+    /// Asks once and waits for the end of the answer. Dropping the future gives the request up.
+    pub async fn ask(&self, question: &Question) -> Result<Sample, CliError> {
         match self {
-            Target::Engine { handle, text, sampler, .. } => {
-                in_process(handle, text, *sampler, prompt, seed, max_tokens).await
-            }
-            Target::Server { http, model } => over_http(http, model, prompt, seed, max_tokens).await,
+            Target::Engine { handle, text, sampler, .. } => in_process(handle, text, *sampler, question).await,
+            Target::Server { http, model } => over_http(http, model, question).await,
         }
     }
 }
 
-async fn in_process(
-    handle: &Handle,
-    text: &Text,
-    sampler: Sampler,
-    prompt: &str,
-    seed: u64,
-    max_tokens: usize,
-) -> Result<Sample, CliError> {
-    let begun = Instant::now();
-    let chat = Chat { messages: vec![Message::new(Role::User, prompt)], ..Chat::default() };
-    let rendered = text.render(&chat).map_err(CliError::Prompt)?;
+async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Question) -> Result<Sample, CliError> {
+    let mut clock = Clock::new(Instant::now());
+    let (ids, resume_points, opening, dialect) = match &question.said {
+        Said::Chat(messages) => {
+            let messages = messages.iter().map(|(role, text)| Message::new(*role, text.clone())).collect();
+            let prompt = text.render(&Chat { messages, ..Chat::default() }).map_err(CliError::Prompt)?;
+            (prompt.ids, prompt.resume_points, prompt.opening, Dialect::ChatWithoutTools)
+        }
+        Said::Text(prompt) => {
+            (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
+        }
+    };
     let job = Job {
-        prompt: Arc::from(rendered.ids),
-        resume_points: rendered.resume_points,
-        choices: vec![Choice { seed, stream: 0, gate: text.gate(rendered.opening, Dialect::ChatWithoutTools, &[]) }],
-        max_tokens,
-        sampler,
+        prompt: Arc::from(ids),
+        resume_points,
+        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, &[]) }],
+        max_tokens: question.max_tokens,
+        sampler: question.effort.map_or(sampler, |effort| effort.apply(sampler)),
         draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
         bias: Arc::from([]),
         penalties: Default::default(),
@@ -152,15 +221,28 @@ async fn in_process(
         timeout: None,
         drafts: Drafts::Off,
     };
-    let mut clock = Clock::new(begun);
+    let mut writer = text.reader(opening, dialect, &[]);
     let mut reader = handle.submit(job)?.choices.pop().ok_or(CliError::EngineStopped)?;
+    let mut answer = String::new();
+    let mut write = |deltas: Vec<Delta>| {
+        for delta in deltas {
+            if let Delta::Content(text) = delta {
+                answer.push_str(&text);
+            }
+        }
+    };
     loop {
         match reader.next().await {
             Some(Event::Committed(committed)) if committed.tokens.is_empty() => {}
-            Some(Event::Committed(_)) => clock.commit(),
+            Some(Event::Committed(committed)) => {
+                let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
+                write(writer.push(&ids));
+                clock.commit();
+            }
             Some(Event::Finished(finished)) => {
+                write(writer.finish());
                 let usage = finished.usage;
-                return Ok(clock.sample(usage.completion_tokens, usage.canvases, usage.steps));
+                return Ok(clock.sample(answer, usage.completion_tokens, usage.canvases, usage.steps));
             }
             Some(Event::Failed(error)) => return Err(error.into()),
             None => return Err(CliError::EngineStopped),
@@ -168,20 +250,34 @@ async fn in_process(
     }
 }
 
-async fn over_http(http: &Http, model: &str, prompt: &str, seed: u64, max_tokens: usize) -> Result<Sample, CliError> {
-    let body = serde_json::json!({
-        "model": model, "messages": [{"role": "user", "content": prompt}], "seed": seed, "max_tokens": max_tokens,
+async fn over_http(http: &Http, model: &str, question: &Question) -> Result<Sample, CliError> {
+    let mut body = serde_json::json!({
+        "model": model, "seed": question.seed, "max_tokens": question.max_tokens,
         "stream": true, "stream_options": {"include_usage": true},
     });
+    let (path, text) = match &question.said {
+        Said::Chat(messages) => {
+            let message = |(role, text): &(Role, String)| serde_json::json!({"role": role.as_str(), "content": text});
+            body["messages"] = messages.iter().map(message).collect();
+            ("/v1/chat/completions", "/choices/0/delta/content")
+        }
+        Said::Text(prompt) => {
+            body["prompt"] = prompt.as_str().into();
+            ("/v1/completions", "/choices/0/text")
+        }
+    };
+    if let Some(effort) = question.effort {
+        body["diffusion"] = serde_json::json!({"effort": effort.word()});
+    }
     let mut clock = Clock::new(Instant::now());
-    let mut usage = serde_json::Value::Null;
-    let mut failure = None;
-    http.stream("/v1/chat/completions", &body.to_string(), |event| {
+    let (mut answer, mut usage, mut failure) = (String::new(), serde_json::Value::Null, None);
+    http.stream(path, &body.to_string(), |event| {
         if let Some(error) = event.get("error") {
             failure = Some(error.to_string());
         }
-        let text = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        let text = event.pointer(text).and_then(serde_json::Value::as_str).unwrap_or_default();
         if !text.is_empty() {
+            answer.push_str(text);
             clock.commit();
         }
         if event["usage"].is_object() {
@@ -196,7 +292,8 @@ async fn over_http(http: &Http, model: &str, prompt: &str, seed: u64, max_tokens
         let value = usage.pointer(pointer).and_then(serde_json::Value::as_u64);
         value.map(|value| value as usize).ok_or_else(|| http.wrong(format!("the usage has no {pointer}")))
     };
-    Ok(clock.sample(number("/completion_tokens")?, number("/diffusion/canvases")?, number("/diffusion/steps")?))
+    let (tokens, canvases) = (number("/completion_tokens")?, number("/diffusion/canvases")?);
+    Ok(clock.sample(answer, tokens, canvases, number("/diffusion/steps")?))
 }
 
 /// Takes the times of one answer.
@@ -219,8 +316,8 @@ impl Clock {
         self.last = now;
     }
 
-    fn sample(self, tokens: usize, canvases: usize, steps: usize) -> Sample {
-        Sample { first_text: self.first_text, commits: self.commits, tokens, canvases, steps }
+    fn sample(self, text: String, tokens: usize, canvases: usize, steps: usize) -> Sample {
+        Sample { text, first_text: self.first_text, commits: self.commits, tokens, canvases, steps }
     }
 }
 
@@ -241,5 +338,14 @@ mod tests {
                     canvasd_passes_total 12\n";
         assert_eq!(Counters::read(text), Counters { passes: 12.0, rows: 300.5 });
         assert_eq!(Counters::read(""), Counters { passes: 0.0, rows: 0.0 });
+    }
+
+    #[test]
+    fn levels_are_read_from_prometheus_text() {
+        let text = "canvasd_requests_waiting 2\ncanvasd_choices_running 1\ncanvasd_kv_used_bytes 64\n\
+                    process_resident_memory_bytes 1048576\n";
+        let levels = Levels::read(text);
+        assert_eq!(levels, Levels { waiting: 2.0, running: 1.0, kv_used: 64.0, resident: 1 << 20 });
+        assert!(!levels.is_idle() && Levels::read("").is_idle());
     }
 }

@@ -1,0 +1,217 @@
+//! `canvasd bench --soak`: thousands of short requests, a third of which are given up at a random moment, and what is
+//! left behind: resident memory over time, and whether every slot and page is free in the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+
+use super::target::{Levels, Question, Target};
+use super::{PROMPTS, in_turn};
+use crate::cli::CliError;
+
+/// Readings of the memory over the whole run.
+const READINGS: usize = 20;
+
+/// Readings that belong to the warm-up: buffers and the allocator's arenas find their size.
+const WARM_UP: usize = 4;
+
+/// How much more memory at the end than after the warm-up is still called flat: the allocator's own unrest.
+const UNREST: f64 = 0.02;
+
+/// What is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Requests in all.
+    pub requests: usize,
+    /// Requests at once.
+    pub streams: usize,
+    /// Seed of the first request.
+    pub seed: u64,
+}
+
+/// How one request ended.
+enum End {
+    Finished,
+    GivenUp,
+}
+
+/// Resident memory when so many requests were done.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    done: usize,
+    resident: u64,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Soak {
+    model: String,
+    place: String,
+    finished: usize,
+    given_up: usize,
+    seconds: f64,
+    readings: Vec<Reading>,
+    left: Levels,
+}
+
+/// Runs the whole plan. An error of any request is an error of the soak.
+pub async fn run(plan: &Plan, target: &Arc<Target>) -> Result<Soak, CliError> {
+    let begun = Instant::now();
+    let done = Arc::new(AtomicUsize::new(0));
+    let readings = Arc::new(Mutex::new(Vec::new()));
+    let every = plan.requests.div_ceil(READINGS);
+    let ends = in_turn(plan.streams, plan.requests, |number| {
+        let (target, done, readings, seed) = (target.clone(), done.clone(), readings.clone(), plan.seed);
+        async move {
+            let end = one(&target, seed.wrapping_add(number as u64)).await?;
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if done.is_multiple_of(every) {
+                let resident = target.levels().await?.resident;
+                readings.lock().await.push(Reading { done, resident });
+            }
+            Ok(end)
+        }
+    })
+    .await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let finished = ends.iter().filter(|end| matches!(end, End::Finished)).count();
+    let mut readings = std::mem::take(&mut *readings.lock().await);
+    readings.sort_by_key(|reading| reading.done);
+    Ok(Soak {
+        model: target.model().to_owned(),
+        place: target.place().to_owned(),
+        finished,
+        given_up: ends.len() - finished,
+        seconds,
+        readings,
+        left: settle(target).await?,
+    })
+}
+
+/// Asks one short question and, one time in three, leaves before the end.
+async fn one(target: &Target, seed: u64) -> Result<End, CliError> {
+    let dice = mix(seed);
+    let prompt = PROMPTS[(dice % PROMPTS.len() as u64) as usize];
+    let question = Question::chat(prompt, seed, 1 + (dice >> 8) as usize % 64);
+    if !(dice >> 20).is_multiple_of(3) {
+        target.ask(&question).await?;
+        return Ok(End::Finished);
+    }
+    let patience = Duration::from_millis((dice >> 32) % 1500);
+    match tokio::time::timeout(patience, target.ask(&question)).await {
+        Ok(answer) => answer.map(|_| End::Finished),
+        Err(_) => Ok(End::GivenUp),
+    }
+}
+
+/// Waits a little until nothing runs any more: those given up last are dropped before the next pass.
+async fn settle(target: &Target) -> Result<Levels, CliError> {
+    let mut levels = target.levels().await?;
+    for _ in 0..100 {
+        if levels.is_idle() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        levels = target.levels().await?;
+    }
+    Ok(levels)
+}
+
+/// Well mixed bits of a number (the finaliser of SplitMix64).
+fn mix(number: u64) -> u64 {
+    let mut x = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+impl Soak {
+    /// The largest reading of the warm-up's end and the largest of the last quarter: single readings are restless.
+    fn growth(&self) -> Option<(u64, u64)> {
+        let most = |readings: &[Reading]| readings.iter().map(|reading| reading.resident).max();
+        let last = self.readings.len() - self.readings.len().div_ceil(4);
+        let warm = most(self.readings.get(WARM_UP..2 * WARM_UP)?)?;
+        Some((warm, most(self.readings.get(last..)?)?)).filter(|(warm, _)| *warm > 0)
+    }
+
+    /// An error if something is left behind, or if memory has grown.
+    pub fn verdict(&self) -> Result<(), CliError> {
+        if !self.left.is_idle() {
+            return Err(CliError::Pass(format!("something is left behind: {:?}", self.left)));
+        }
+        match self.growth() {
+            Some((warm, end)) if end as f64 > warm as f64 * (1.0 + UNREST) => {
+                Err(CliError::Pass(format!("memory has grown from {warm} to {end} bytes")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let reading = |reading: &Reading| json!({"requests": reading.done, "resident_bytes": reading.resident});
+        json!({
+            "canvasd": env!("CARGO_PKG_VERSION"),
+            "model": self.model,
+            "place": self.place,
+            "finished": self.finished,
+            "given_up": self.given_up,
+            "seconds": self.seconds,
+            "readings": self.readings.iter().map(reading).collect::<Vec<_>>(),
+            "left": {"waiting": self.left.waiting, "running": self.left.running, "kv_used_bytes": self.left.kv_used},
+        })
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        use std::fmt::Write;
+        let mut table = format!("{} on {}\n  requests  resident MiB\n", self.model, self.place);
+        for reading in &self.readings {
+            // Writing to a string cannot fail.
+            let _ = writeln!(table, "{:>10}  {:>12.1}", reading.done, reading.resident as f64 / f64::from(1 << 20));
+        }
+        let _ = writeln!(
+            table,
+            "{} finished, {} given up, {:.0} s; left: {} waiting, {} running, {} bytes of keys and values",
+            self.finished, self.given_up, self.seconds, self.left.waiting, self.left.running, self.left.kv_used
+        );
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soak(resident: impl Fn(usize) -> u64, running: f64) -> Soak {
+        Soak {
+            model: "m".into(),
+            place: "p".into(),
+            finished: 60,
+            given_up: 40,
+            seconds: 1.0,
+            readings: (1..=READINGS).map(|n| Reading { done: 5 * n, resident: resident(n) }).collect(),
+            left: Levels { waiting: 0.0, running, kv_used: 0.0, resident: 0 },
+        }
+    }
+
+    #[test]
+    fn growth_after_the_warm_up_is_told_from_unrest() {
+        assert!(soak(|n| 100_000_000 + if n < WARM_UP { 0 } else { 9_000_000 }, 0.0).verdict().is_ok());
+        assert!(soak(|n| 100_000_000 + 1_000_000 * (n % 2) as u64, 0.0).verdict().is_ok());
+        let grown = soak(|n| 100_000_000 + 500_000 * n as u64, 0.0);
+        assert!(grown.verdict().unwrap_err().to_string().contains("grown"));
+        assert!(soak(|_| 1, 1.0).verdict().unwrap_err().to_string().contains("left behind"));
+        assert!(soak(|_| 0, 0.0).verdict().is_ok(), "where the system tells nothing, nothing is claimed");
+    }
+
+    #[test]
+    fn both_forms_hold_every_reading() {
+        let report = soak(|n| n as u64, 0.0);
+        assert_eq!(report.json()["readings"].as_array().unwrap().len(), READINGS);
+        assert_eq!(report.table().lines().count(), READINGS + 3);
+    }
+}
