@@ -187,3 +187,50 @@ fn many_streams_at_once_all_finish() {
         }
     }
 }
+
+/// Asks once with a prompt whose first `common` tokens others are likely to share; what was told, and how many tokens
+/// were found encoded.
+fn ask(world: &mut World, prompt: Vec<u32>, common: usize) -> (Told, usize) {
+    let wanted = Wanted { head: 0, length: 0, seed: 7, n: 1, max_tokens: 60, steps: 2 };
+    let job = Job { prompt: prompt.into(), resume_points: vec![common], ..wanted.job() };
+    let (submission, mut ticket) = world.core.front().accept(job, Instant::now()).expect("taken");
+    world.core.arrive(submission);
+    while world.pass() {}
+    let (mut told, mut cached) = (Told::new(), None);
+    while let Some(event) = ticket.choices[0].try_next() {
+        match event {
+            Event::Committed(committed) => {
+                told.extend(committed.tokens.iter().map(|token| (token.id, token.logprob.to_bits(), Vec::new())));
+            }
+            Event::Finished(finished) => cached = Some(finished.usage.cached_tokens),
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    (told, cached.expect("finished"))
+}
+
+/// A request that resumes behind a common beginning gets, bit for bit, what it gets alone: for beginnings around the
+/// window's length and of every length within a page (`CANVASD_THOROUGH=1`; a few of them by default).
+#[test]
+fn a_common_beginning_changes_no_bit_around_the_window_and_within_a_page() {
+    let settings = Settings { kv_bytes: 64 << 20, unread_canvases: 100, ..Settings::default() };
+    let mut lonely = World::new(2, Settings { prefix_cache_bytes: Some(0), ..settings.clone() });
+    let limits = lonely.model.limits().clone();
+    let (window, page) = (limits.window, limits.page_tokens);
+    let thorough = std::env::var_os("CANVASD_THOROUGH").is_some();
+    let every = if thorough { 1 } else { page / 4 };
+    let around = (window - 2..=window + 2).filter(|length| thorough || *length != window - 1);
+    let within = (page..=2 * page).step_by(every).chain([2 * page - 1, 2 * page + 1]);
+    let mut world = World::new(2, settings);
+    for (salt, common) in around.chain(within).enumerate() {
+        let text = |n: usize, salt: usize| (0..n).map(move |i| (40 + (salt * 131 + i * i * 7 + i) % 2000) as u32);
+        let head: Vec<u32> = [2].into_iter().chain(text(common - 1, salt)).collect();
+        let first: Vec<u32> = head.iter().copied().chain(text(5, 900 + salt)).collect();
+        let second: Vec<u32> = head.iter().copied().chain(text(9, 1900 + salt)).collect();
+        assert_eq!(ask(&mut world, first, common).1, 0, "nothing is shared with those before");
+        let (told, cached) = ask(&mut world, second.clone(), common);
+        assert_eq!(cached, common / page * page, "a beginning of {common} is resumed at the page before its end");
+        assert_eq!(told, ask(&mut lonely, second, common).0, "a beginning of {common}");
+        assert_eq!(world.core.audit(), Ok(()));
+    }
+}

@@ -158,13 +158,16 @@ fn sampler(defaults: &GenerationDefaults) -> Sampler {
 
 /// The scheduler's settings for a loaded model.
 pub fn settings(config: &Config, limits: &Limits) -> Settings {
-    let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, checkpoint::available()), |bytes| bytes.0);
+    let free = checkpoint::available();
+    let kv_bytes = config.kv_memory.map_or_else(|| kv_share(config, limits, free), |bytes| bytes.0);
     Settings {
         encode_rows: config.encode_rows,
         max_rows_per_pass: config.max_rows_per_pass,
         max_running: config.max_running,
         queue: config.queue,
         kv_bytes,
+        // Keys and values are half of what is free at most; a quarter stays for everything that nobody counts.
+        working_bytes: free.filter(|_| config.device == Device::Cpu).map(|free| free / 4),
         prefix_cache_bytes: config.prefix_cache.map(|bytes| bytes.0),
         stall_timeout: Duration::from_secs(config.stall_timeout_seconds),
         ..Settings::default()

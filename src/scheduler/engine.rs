@@ -49,6 +49,10 @@ impl Engine {
     /// Lets the model reserve its memory and starts the engine's thread.
     pub fn start(mut denoiser: Box<dyn Denoiser>, settings: Settings) -> Result<Engine, StartError> {
         let (core, capacity) = Core::new(denoiser.limits(), &settings, Instant::now())?;
+        if capacity.slots < settings.max_running {
+            let (slots, wanted) = (capacity.slots, settings.max_running);
+            tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}");
+        }
         denoiser.reserve(capacity)?;
         let front = core.front();
         let orders = Arc::new(Orders::default());

@@ -173,7 +173,7 @@ fn question(arguments: &Arguments, number: usize) -> Question {
 
 /// One level of the sweep.
 async fn level(arguments: &Arguments, target: &Arc<Target>, concurrency: usize) -> Result<Level, CliError> {
-    let total = concurrency * arguments.requests;
+    let total = arguments.total.unwrap_or(concurrency * arguments.requests);
     let before = target.counters().await?;
     let begun = Instant::now();
     let questions: Arc<[Question]> = (0..total).map(|number| question(arguments, number)).collect();

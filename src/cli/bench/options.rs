@@ -26,6 +26,11 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value = "6", value_parser = count)]
     pub requests: usize,
 
+    /// Requests in all, the same ones at each concurrency, so that the slowest of one measurement are asked the same as
+    /// those of another.
+    #[arg(long, value_name = "N", conflicts_with = "requests", value_parser = count)]
+    pub total: Option<usize>,
+
     /// Most tokens of one answer.
     #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
     pub max_tokens: usize,
