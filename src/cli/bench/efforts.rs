@@ -153,7 +153,8 @@ pub async fn measure(quiz: &Quiz, plan: &Plan, target: &Arc<Target>) -> Result<E
             async move {
                 let item = &items[number % items.len()];
                 let seed = (number / items.len()) as u64;
-                let question = Question { said: item.said.clone(), seed, max_tokens, effort: Some(effort) };
+                let said = item.said.clone();
+                let question = Question { said, seed, max_tokens, effort: Some(effort), steps: None };
                 let sample = target.ask(&question).await?;
                 Ok((item.is_right(&sample.text), sample))
             }

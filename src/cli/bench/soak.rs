@@ -95,12 +95,14 @@ pub async fn run(plan: &Plan, target: &Arc<Target>) -> Result<Soak, CliError> {
 async fn one(target: &Target, seed: u64) -> Result<End, CliError> {
     let dice = mix(seed);
     let prompt = PROMPTS[(dice % PROMPTS.len() as u64) as usize];
-    let question = Question::chat(prompt, seed, 1 + (dice >> 8) as usize % 64);
+    // What is worn out here is coming and going, so the work in between is kept short.
+    let short = Question::chat(prompt, seed, 1 + (dice >> 8) as usize % 64);
+    let question = Question { steps: Some(1 + (dice >> 16) as usize % 2), ..short };
     if !(dice >> 20).is_multiple_of(3) {
         target.ask(&question).await?;
         return Ok(End::Finished);
     }
-    let patience = Duration::from_millis((dice >> 32) % 1500);
+    let patience = Duration::from_millis((dice >> 32) % 1000);
     match tokio::time::timeout(patience, target.ask(&question)).await {
         Ok(answer) => answer.map(|_| End::Finished),
         Err(_) => Ok(End::GivenUp),

@@ -22,6 +22,8 @@ pub struct Question {
     pub max_tokens: usize,
     /// Trade of quality for speed; `None` is the checkpoint's own.
     pub effort: Option<Effort>,
+    /// Most steps of a canvas; `None` is what the effort says.
+    pub steps: Option<usize>,
 }
 
 /// What an answer follows.
@@ -36,7 +38,7 @@ pub enum Said {
 impl Question {
     /// One user's turn.
     pub fn chat(text: &str, seed: u64, max_tokens: usize) -> Question {
-        Question { said: Said::Chat(vec![(Role::User, text.to_owned())]), seed, max_tokens, effort: None }
+        Question { said: Said::Chat(vec![(Role::User, text.to_owned())]), seed, max_tokens, effort: None, steps: None }
     }
 }
 
@@ -208,12 +210,14 @@ async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Q
             (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
         }
     };
+    let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
+    sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
     let job = Job {
         prompt: Arc::from(ids),
         resume_points,
         choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, &[]) }],
         max_tokens: question.max_tokens,
-        sampler: question.effort.map_or(sampler, |effort| effort.apply(sampler)),
+        sampler,
         draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
         bias: Arc::from([]),
         penalties: Default::default(),
@@ -267,7 +271,10 @@ async fn over_http(http: &Http, model: &str, question: &Question) -> Result<Samp
         }
     };
     if let Some(effort) = question.effort {
-        body["diffusion"] = serde_json::json!({"effort": effort.word()});
+        body["diffusion"]["effort"] = effort.word().into();
+    }
+    if let Some(steps) = question.steps {
+        body["diffusion"]["max_denoising_steps"] = steps.into();
     }
     let mut clock = Clock::new(Instant::now());
     let (mut answer, mut usage, mut failure) = (String::new(), serde_json::Value::Null, None);
