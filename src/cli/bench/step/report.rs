@@ -129,6 +129,7 @@ impl StepReport {
             "canvases": one.canvases,
             "prefix": one.prefix,
             "statistics": one.statistics.name(),
+            "rows_per_second": (one.canvases * self.shape.canvas) as f64 / (one.median() / 1e3),
             "step_ms": one.median(),
             "spread_ms": {
                 "min": one.quantile(0.0), "p25": one.quantile(0.25), "p75": one.quantile(0.75), "max": one.quantile(1.0),
