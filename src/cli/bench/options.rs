@@ -80,7 +80,7 @@ pub struct Arguments {
     pub encode_rows: Vec<usize>,
 
     /// Measure steps, speed and right answers of each effort on the questions in this file: a JSON list of objects with
-    /// `messages` (or `prompt`) and `expect`, texts that a right answer holds.
+    /// `messages` (or `prompt`) and what a right answer holds: all of `expect`, at least one of `any`.
     #[arg(long, value_name = "FILE", group = "mode", conflicts_with = "plot")]
     pub efforts: Option<PathBuf>,
 
