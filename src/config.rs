@@ -86,7 +86,7 @@ impl Default for Config {
             device: Device::Cpu,
             dtype: None,
             quantize: None,
-            precision: ProductPrecision::Exact,
+            precision: ProductPrecision::Bytes,
             kv_dtype: None,
             threads: None,
             api_key_file: None,

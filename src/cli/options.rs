@@ -31,7 +31,7 @@ pub struct ModelOptions {
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<String>,
 
-    /// How activations enter products with quantized matrices on the CPU: exact, or bytes (8 bits, faster) [default: exact].
+    /// How activations enter products with quantized matrices on the CPU: bytes (8 bits, faster), or exact [default: bytes].
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<String>,
 

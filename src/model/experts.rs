@@ -21,47 +21,49 @@ pub(super) struct Routing {
 
 /// Scores rows and picks their experts (the model's reference, section 3.3).
 pub(super) struct Router {
+    /// Its weight is `router.scale · H^(−1/2)`.
     pub norm: RmsNorm,
-    /// `router.scale · H^(−1/2)`, `[hidden]`.
-    pub scale: Tensor,
     pub proj: Linear,
     pub per_expert_scale: Vec<f32>,
     pub top_k: usize,
 }
 
 impl Router {
-    /// `x` is the residual stream itself, `[rows, hidden]`.
+    /// `x` is the residual stream after [`Router::norm`], `[rows, hidden]`.
     pub fn route(&self, x: &Tensor) -> Result<Routing> {
-        let scores = self.proj.forward(&self.norm.forward(x)?.broadcast_mul(&self.scale)?)?;
         let count = self.per_expert_scale.len();
-        let scores = host(&scores)?;
+        let scores = host(&self.proj.forward(x)?)?;
         let rows = scores.len() / count;
         let mut routing = Routing {
             top_k: self.top_k,
             experts: Vec::with_capacity(rows * self.top_k),
             weights: Vec::with_capacity(rows * self.top_k),
         };
-        let mut order: Vec<u32> = Vec::with_capacity(count);
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(self.top_k + 1);
         for row in scores.chunks_exact(count) {
-            self.choose(row, &mut order, &mut routing);
+            self.choose(row, &mut best, &mut routing);
         }
         Ok(routing)
     }
 
     /// Softmax over all experts, the best `top_k` renormalised to sum 1, then each expert's own scale.
-    fn choose(&self, scores: &[f32], order: &mut Vec<u32>, routing: &mut Routing) {
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let p: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-        order.clear();
-        order.extend(0..p.len() as u32);
-        // Ties go to the lower index; a total order keeps damaged (NaN) scores from upsetting the sort.
-        order.sort_by(|&a, &b| p[b as usize].total_cmp(&p[a as usize]).then(a.cmp(&b)));
-        let chosen = &order[..self.top_k];
-        // The common factor 1/Σp of the softmax cancels in the renormalisation.
-        let sum: f32 = chosen.iter().map(|&e| p[e as usize]).sum();
-        for &e in chosen {
-            routing.experts.push(e);
-            routing.weights.push(p[e as usize] / sum * self.per_expert_scale[e as usize]);
+    fn choose(&self, scores: &[f32], best: &mut Vec<(u32, f32)>, routing: &mut Routing) {
+        best.clear();
+        for (expert, &score) in scores.iter().enumerate() {
+            // A total order keeps damaged (NaN) scores from upsetting the choice; ties go to the lower index.
+            let better = |&(_, other): &(u32, f32)| other.total_cmp(&score).is_ge();
+            if best.len() < self.top_k || !best.last().is_some_and(better) {
+                let at = best.partition_point(better);
+                best.insert(at, (expert as u32, score));
+                best.truncate(self.top_k);
+            }
+        }
+        // The softmax's common factor cancels in the renormalisation.
+        let max = best.first().map_or(0.0, |&(_, score)| score);
+        let sum: f32 = best.iter().map(|&(_, score)| (score - max).exp()).sum();
+        for &(expert, score) in best.iter() {
+            routing.experts.push(expert);
+            routing.weights.push((score - max).exp() / sum * self.per_expert_scale[expert as usize]);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::clock::{Clock, Operation};
 use super::config::LayerKind;
 use super::experts::{Experts, Router};
 use super::linear::{Linear, Mlp};
-use super::norm::{Angles, RmsNorm};
+use super::norm::{Angles, LayerEnd, RmsNorm};
 use super::plan::Plan;
 
 /// Weights of one layer.
@@ -106,36 +106,27 @@ impl Layer {
         };
         let attended = clock.time(Operation::Attention, || attend.run())?;
         let attended = clock.time(Operation::Projections, || self.o.forward(&attended))?;
-        let r = context.elementwise(|| x + self.post_attention_norm.forward(&attended)?)?;
-        let more = self.feed_forward(&r, context)?;
-        context.elementwise(|| self.scaled(&(&r + more)?, context.plan.encode_rows.saturating_sub(first))).map(Some)
+        let r = context.elementwise(|| self.post_attention_norm.added(&x, &attended))?;
+        self.feed_forward(&r, context, context.plan.encode_rows.saturating_sub(first)).map(Some)
     }
 
-    /// What the feed-forward part adds to the stream `r`.
-    fn feed_forward(&self, r: &Tensor, context: &Context<'_>) -> Result<Tensor> {
-        let clock = context.clock;
-        let dense = context.elementwise(|| self.pre_feedforward_norm.forward(r))?;
-        let dense = clock.time(Operation::Mlp, || self.mlp.forward(&dense))?;
-        let sum = match &self.mixture {
-            None => dense,
-            Some(mixture) => {
-                let routing = clock.time(Operation::Router, || mixture.router.route(r))?;
-                let z = context.elementwise(|| mixture.pre_norm.forward(r))?;
-                let e = clock.time(Operation::Experts, || mixture.experts.forward(context.backend, &z, &routing))?;
-                context.elementwise(|| mixture.dense_norm.forward(&dense)? + mixture.post_norm.forward(&e)?)?
-            }
+    /// From the stream after attention to the one that leaves the layer; the first `encode_rows` rows are encoder mode.
+    fn feed_forward(&self, r: &Tensor, context: &Context<'_>, encode_rows: usize) -> Result<Tensor> {
+        let (clock, scalars) = (context.clock, (self.encoder_scalar, self.decoder_scalar));
+        let norm = &self.post_feedforward_norm;
+        let Some(mixture) = &self.mixture else {
+            let y = context.elementwise(|| self.pre_feedforward_norm.forward(r))?;
+            let dense = clock.time(Operation::Mlp, || self.mlp.forward(&y))?;
+            let end = LayerEnd { stream: r, dense: &dense, mixture: None, norm, scalars, encode_rows };
+            return context.elementwise(|| end.forward());
         };
-        context.elementwise(|| self.post_feedforward_norm.forward(&sum))
-    }
-
-    /// The whole stream times the layer's scalar, by mode; the first `encode_rows` rows are encoder mode.
-    fn scaled(&self, x: &Tensor, encode_rows: usize) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let (encoder, decoder) = (f64::from(self.encoder_scalar), f64::from(self.decoder_scalar));
-        match encode_rows {
-            0 => x * decoder,
-            n if n == rows => x * encoder,
-            n => Tensor::cat(&[(x.narrow(0, 0, n)? * encoder)?, (x.narrow(0, n, rows - n)? * decoder)?], 0),
-        }
+        let norms = [&self.pre_feedforward_norm, &mixture.router.norm, &mixture.pre_norm];
+        let [y, routed, z] = context.elementwise(|| RmsNorm::all(norms, r))?;
+        let dense = clock.time(Operation::Mlp, || self.mlp.forward(&y))?;
+        let routing = clock.time(Operation::Router, || mixture.router.route(&routed))?;
+        let experts = clock.time(Operation::Experts, || mixture.experts.forward(context.backend, &z, &routing))?;
+        let branches = Some((&experts, &mixture.dense_norm, &mixture.post_norm));
+        let end = LayerEnd { stream: r, dense: &dense, mixture: branches, norm, scalars, encode_rows };
+        context.elementwise(|| end.forward())
     }
 }

@@ -414,8 +414,7 @@ impl Loader<'_> {
         let scale = self.values(&at("router.scale"))?.iter().map(|s| s * root).collect();
         Ok(Some(Mixture {
             router: Router {
-                norm: RmsNorm::unweighted(self.backend, hidden, self.config.rms_norm_eps)?,
-                scale: self.backend.tensor(scale, &[hidden])?,
+                norm: RmsNorm::new(self.backend, scale, self.config.rms_norm_eps)?,
                 proj: self.linear(&at("router.proj.weight"))?,
                 per_expert_scale: self.values(&at("router.per_expert_scale"))?,
                 top_k: experts.top_k,

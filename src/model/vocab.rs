@@ -75,12 +75,9 @@ impl VocabHead {
     /// `E[tokens] · √H`, `[tokens, hidden]`, f32.
     pub fn embed(&self, backend: &Backend, tokens: &[u32]) -> Result<Tensor> {
         match &self.table {
-            Table::Own(_, table) => {
+            Table::Own(cpu, table) => {
                 let mut rows = vec![0.0; tokens.len() * table.inputs()];
-                for (row, &token) in rows.chunks_exact_mut(table.inputs()).zip(tokens) {
-                    table.row(token as usize, row).map_err(kernel)?;
-                    row.iter_mut().for_each(|x| *x *= self.scale);
-                }
+                cpu.embed(table, tokens, self.scale, &mut rows).map_err(kernel)?;
                 backend.tensor(rows, &[tokens.len(), table.inputs()])
             }
             Table::Twin(table) => {

@@ -54,13 +54,20 @@ fn keys_and_values_in_bf16_stay_close() {
     let rounded = LoadOptions { kv: Some(KvElement::Bf16), ..exact };
     let mut checkpoints: Vec<Checkpoint> = committed().iter().map(|fixture| fixture.checkpoint()).collect();
     checkpoints.extend([halves().checkpoint(), demo()]);
+    let mut tipped = 0;
     for checkpoint in checkpoints {
         let apart = distances(&logits(&checkpoint, &rounded, 40), &logits(&checkpoint, &exact, 40));
-        println!("{}: median {:.5}, worst {:.5}", checkpoint.id, median(&apart), apart[apart.len() - 1]);
-        assert!(*apart.last().expect("rows") > 0.0, "nothing was rounded");
-        // 8 significant bits are off by 2^-9 at most; attention averages over keys and values, layers add up.
-        assert!(median(&apart) < 0.008, "{}: {apart:?}", checkpoint.id);
+        let (median, worst) = (median(&apart), apart[apart.len() - 1]);
+        println!("{}: median {median:.5}, worst {worst:.5}", checkpoint.id);
+        assert!(worst > 0.0, "nothing was rounded");
+        // 8 significant bits are off by 2^-9 at most, and attention averages over them: well under a thousandth of a row's
+        // size. Where that tips a choice between two experts that are almost alike, the row and those that see it are off
+        // by what the experts differ in, which on the random weights of one fixture happens.
+        let bound = if worst > 0.01 { 0.1 } else { 0.002 };
+        tipped += usize::from(worst > 0.01);
+        assert!(median < bound, "{}: {apart:?}", checkpoint.id);
     }
+    assert!(tipped <= 1, "choices tipped on {tipped} checkpoints");
 }
 
 /// Our own distance from a reference in bf16 is that reference's distance from itself in f32, which `cases` shows by
@@ -99,9 +106,9 @@ fn bytes_stay_close_to_the_same_blocks_unpacked() {
         let (worst, most) = (kernels[kernels.len() - 1], apart[apart.len() - 1]);
         println!("{scheme:?}: exact {worst:.2e}, bytes median {:.4}, worst {most:.4}", median(&apart));
         assert!(worst < 1e-4, "{scheme:?}: the blocks' own products are off by {worst}");
-        // Each product is off by about half a percent of its size; norms keep that from growing, five layers add up, and
-        // a choice between two experts that are almost alike may tip for a row.
-        assert!(median(&apart) < 0.04, "{scheme:?}: {apart:?}");
+        // Each product is off by about half a percent of its size, and norms keep that from growing: less than a reference in
+        // bf16 is away from itself. A choice between two experts that are almost alike may tip for a row.
+        assert!(median(&apart) < 0.02, "{scheme:?}: {apart:?}");
     }
 }
 

@@ -4,6 +4,7 @@
 mod attend;
 mod elementwise;
 mod experts;
+mod fused;
 mod products;
 mod sweep;
 
