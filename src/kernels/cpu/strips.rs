@@ -102,6 +102,35 @@ impl Form {
         };
         (low, high)
     }
+
+    /// Puts the 32 numbers of a column into a strip's record, four at a time; see [`Form::place`].
+    fn store(self, q: &[u8], lane: usize, record: &mut [u8]) {
+        const LOW: u32 = 0x0f0f_0f0f;
+        let mut units = [0u32; STRIP / 4];
+        for (unit, q) in units.iter_mut().zip(q.chunks_exact(4)) {
+            *unit = u32::from_le_bytes([q[0], q[1], q[2], q[3]]);
+        }
+        let mut put = |word: usize, bytes: u32| {
+            record[(word * PANEL + lane) * 4..][..4].copy_from_slice(&bytes.to_le_bytes());
+        };
+        if self.bits == 8 {
+            units.iter().enumerate().for_each(|(word, unit)| put(word, *unit));
+            return;
+        }
+        for (word, pair) in units.chunks_exact(2).enumerate() {
+            put(word, pair[0] & LOW | (pair[1] & LOW) << 4);
+        }
+        // The bits above the fourth of several units, side by side.
+        let high = |units: &[u32], bits: usize| {
+            let mask = 0x0101_0101 * ((1 << bits) - 1);
+            units.iter().enumerate().fold(0, |word, (i, unit)| word | (unit >> 4 & mask) << (bits * i))
+        };
+        match self.bits {
+            5 => put(4, high(&units, 1)),
+            6 => units.chunks_exact(4).enumerate().for_each(|(half, units)| put(4 + half, high(units, 2))),
+            _ => {}
+        }
+    }
 }
 
 /// A quantised matrix.
@@ -158,17 +187,7 @@ impl Strips {
             for (s, q) in parts.q[..length].chunks_exact(STRIP).enumerate() {
                 let strip = index * length / STRIP + s;
                 let record = &mut records[strip * form.record()..][..form.record()];
-                for (i, &q) in q.iter().enumerate() {
-                    let ((low, shift), (high, high_shift)) = form.place(lane, i);
-                    if form.bits == 8 {
-                        record[low] = q;
-                        continue;
-                    }
-                    record[low] |= (q & 15) << shift;
-                    if form.bits > 4 {
-                        record[high] |= (q >> 4) << high_shift;
-                    }
-                }
+                form.store(q, lane, record);
                 let tail = &mut record[form.numbers()..];
                 match form.scale {
                     Scale::Half => {
