@@ -7,10 +7,10 @@
 use super::{
     Cpu,
     kv::{KvPool, PAGE_TOKENS},
+    layout::row_block,
     math::exp,
     memory::{Scratch, Shared},
     path::{Checked, Task},
-    product::row_block,
     simd::Simd,
     tile::{Start, Tile},
 };

@@ -3,9 +3,10 @@
 
 use super::{
     Cpu,
+    layout::PANEL,
     memory::{Scratch, Shared},
-    pack::{Columns, PANEL, PackedMatrix},
-    product::{Operand, PackedRows},
+    operand::{Operand, PackedRows},
+    pack::{Columns, PackedMatrix},
     rows::GatedGelu,
 };
 use crate::KernelError;
@@ -34,9 +35,8 @@ impl Experts {
             KernelError::expect("inputs of an expert's down matrix", inner, down.inputs())?;
             KernelError::expect("outputs of an expert", hidden, down.outputs())?;
             // Rows are packed once for all experts.
-            let alike = gate_up.strips().is_some() == first.strips().is_some()
-                && down.strips().is_some() == last.strips().is_some();
-            KernelError::expect("experts that are all quantised or all not", 1, usize::from(alike))?;
+            let alike = gate_up.kind() == first.kind() && down.kind() == last.kind();
+            KernelError::expect("experts that are all of one kind of numbers", 1, usize::from(alike))?;
         }
         Ok(Experts { gate_up, down, hidden, inner })
     }

@@ -1,7 +1,13 @@
 //! Row-wise arithmetic between products, several steps in one visit of a row: what would otherwise read and write the
 //! activations once per step. Threads take whole rows; a row's bits do not depend on the others.
 
-use super::{Cpu, PackedMatrix, memory::Shared, path::Task, product::each_row, rows::whole_rows, simd::Simd};
+use super::{
+    Cpu, PackedMatrix,
+    memory::Shared,
+    path::Task,
+    rows::{each_row, whole_rows},
+    simd::Simd,
+};
 use crate::KernelError;
 
 /// What a row is multiplied by after its norm; `None` leaves it at the norm.

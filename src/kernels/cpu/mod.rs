@@ -4,15 +4,23 @@
 //! and the number of threads. Sums run in one fixed order; threads share out columns, rows, experts and heads, never
 //! the terms of a sum.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "amx/absent.rs"]
+mod amx;
 mod attend;
 mod blocks;
 mod bytes;
 mod experts;
 mod fused;
 mod kv;
+mod layout;
 mod math;
 mod memory;
+mod operand;
 mod pack;
+mod pairs;
 mod path;
 mod peak;
 mod pool;
@@ -38,43 +46,59 @@ pub use peak::Peak;
 pub use pool::Pool;
 pub use sweep::{CANDIDATES, Candidate, Draw, Head, Statistics, Sweep, SweepTimes, Watch};
 
-use self::{bytes::Vnni, path::Checked};
+use self::{
+    amx::Amx,
+    bytes::Vnni,
+    pairs::{Dot, Pairs},
+    path::Checked,
+};
 use super::KernelError;
 
 /// The CPU as the kernels use it: an instruction path and a pool of threads. Share it by `Arc`; operations called from
 /// several threads take turns.
 #[derive(Debug)]
 pub struct Cpu {
-    path: Checked,
+    path: Path,
+    vectors: Checked,
     pool: Pool,
-    /// The instructions for 8-bit products, where they are wanted and there.
+    precision: Precision,
+    /// The instructions for products of bf16, where they are wanted and there.
+    pairs: Option<Pairs>,
+    /// Those for products of bytes.
     bytes: Option<Vnni>,
 }
 
 impl Cpu {
     /// A pool of `threads` threads on the fastest path, or on `path` (an error where the processor lacks it).
     pub fn new(threads: usize, path: Option<Path>) -> Result<Cpu, KernelError> {
-        let path = Checked::new(path.unwrap_or_else(Path::detect))?;
-        Ok(Cpu { path, pool: Pool::new(threads)?, bytes: None })
+        let path = path.unwrap_or_else(Path::detect);
+        let (vectors, pool) = (Checked::new(path)?, Pool::new(threads)?);
+        Ok(Cpu { path, vectors, pool, precision: Precision::Exact, pairs: None, bytes: None })
     }
 
-    /// The same with another precision of products with quantised matrices; [`Precision::Exact`] at first.
+    /// The same with another precision of products; [`Precision::Exact`] at first. Where the processor lacks the
+    /// instructions, the next more accurate one that it has.
     pub fn with_precision(self, precision: Precision) -> Cpu {
-        let bytes = match precision {
-            Precision::Exact => None,
-            Precision::Bytes => Vnni::detect(self.path),
+        let tiles = (self.path == Path::Amx).then(Amx::detect).flatten().map(Pairs::Tiles);
+        let pairs = tiles.or_else(|| Dot::detect(self.vectors).map(Pairs::Dot));
+        // Tiles of bf16 are faster than bytes whose sums must be scaled group by group.
+        let bytes = if tiles.is_some() { None } else { Vnni::detect(self.vectors) };
+        let (precision, pairs, bytes) = match precision {
+            Precision::Bytes if bytes.is_some() => (precision, pairs, bytes),
+            Precision::Bytes | Precision::Bf16 if pairs.is_some() => (Precision::Bf16, pairs, None),
+            _ => (Precision::Exact, None, None),
         };
-        Cpu { bytes, ..self }
+        Cpu { precision, pairs, bytes, ..self }
     }
 
-    /// The precision in use, which is exact where the processor lacks the instructions for another.
+    /// The precision in use.
     pub fn precision(&self) -> Precision {
-        if self.bytes.is_some() { Precision::Bytes } else { Precision::Exact }
+        self.precision
     }
 
     /// The instruction path in use.
     pub fn path(&self) -> Path {
-        self.path.path()
+        self.path
     }
 
     /// Threads in use, the caller included.
@@ -88,6 +112,6 @@ impl Cpu {
     }
 
     fn checked(&self) -> Checked {
-        self.path
+        self.vectors
     }
 }

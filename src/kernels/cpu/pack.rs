@@ -8,17 +8,13 @@ use half::bf16;
 
 use super::{
     Cpu, blocks,
+    layout::PANEL,
     memory::{Aligned, Shared},
     path::{Checked, Task},
     simd::Simd,
     strips::Strips,
 };
 use crate::{ElementType, KernelError};
-
-/// Output columns of a panel.
-pub(super) const PANEL: usize = 32;
-/// Inputs of one piece of a panel: what is decoded at a time. A multiple of every format's block.
-pub(super) const DEPTH: usize = 256;
 
 /// What the columns of a packed matrix are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +40,14 @@ enum Store {
     Bf16(Aligned<u32>),
     /// Quantised blocks.
     Strips(Strips),
+}
+
+/// What a packed matrix holds, as far as the packing of rows must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Floats,
+    Bf16,
+    Blocks,
 }
 
 /// A matrix as it is stored: how its numbers are encoded, and row after row of them.
@@ -224,6 +228,15 @@ impl PackedMatrix {
         }
     }
 
+    /// What the matrix holds.
+    pub(super) fn kind(&self) -> Kind {
+        match self.store {
+            Store::F32(_) => Kind::Floats,
+            Store::Bf16(_) => Kind::Bf16,
+            Store::Strips(_) => Kind::Blocks,
+        }
+    }
+
     /// The quantised blocks, where that is what the matrix holds.
     pub(super) fn strips(&self) -> Option<&Strips> {
         match &self.store {
@@ -251,6 +264,40 @@ impl PackedMatrix {
             Store::Strips(strips) => path.run(strips.decode(panel, from, length, scratch)),
         }
         &scratch[..length * PANEL]
+    }
+}
+
+impl PackedMatrix {
+    /// Inputs `from .. from + length` of a panel as pairs of bf16 `[length / 2, 32]`: in place, or rounded into
+    /// `scratch`, where their number is padded with zeros to a multiple of `granule`. `from` is a multiple of
+    /// [`DEPTH`], `length` at most that.
+    pub(super) fn pairs(
+        &self,
+        path: Checked,
+        granule: usize,
+        panel: usize,
+        from: usize,
+        length: usize,
+        scratch: &mut [f32],
+    ) -> *const u32 {
+        let pairs = length.div_ceil(2);
+        let padded = pairs.next_multiple_of(granule);
+        if let Store::Bf16(data) = &self.store {
+            let words = &data[(panel * self.inputs.div_ceil(2) + from / 2) * PANEL..][..pairs * PANEL];
+            if padded == pairs {
+                return words.as_ptr();
+            }
+            for (to, word) in scratch.iter_mut().zip(words) {
+                *to = f32::from_bits(*word);
+            }
+        }
+        scratch[pairs * PANEL..padded * PANEL].fill(0.0);
+        match &self.store {
+            Store::Bf16(_) => {}
+            Store::F32(_) => unreachable!("rows are packed as floats for a matrix of floats"),
+            Store::Strips(strips) => path.run_rounding(strips.pairs(panel, from, length, scratch)),
+        }
+        scratch.as_ptr().cast()
     }
 }
 

@@ -1,6 +1,9 @@
 //! Which instructions the kernels use, chosen once at run time.
 
-use super::simd::{Avx2, Avx512, Portable, Simd};
+use super::{
+    amx::Amx,
+    simd::{Avx2, Avx512, Portable, Simd},
+};
 use crate::KernelError;
 
 /// An instruction path. Results of one path are reproducible bit for bit; two paths agree up to rounding.
@@ -10,13 +13,15 @@ pub enum Path {
     Portable,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ and VL; also its instructions for bf16 and bytes where [`super::Precision`] wants them.
     Avx512,
+    /// AVX-512 and AMX: products of bf16 in tiles. Exact products run as on [`Path::Avx512`].
+    Amx,
 }
 
 impl Path {
     /// Every path, the plainest first.
-    pub const ALL: [Path; 3] = [Path::Portable, Path::Avx2, Path::Avx512];
+    pub const ALL: [Path; 4] = [Path::Portable, Path::Avx2, Path::Avx512, Path::Amx];
 
     /// The fastest path this processor has.
     pub fn detect() -> Path {
@@ -29,6 +34,7 @@ impl Path {
             Path::Portable => true,
             Path::Avx2 => Avx2::detect().is_some(),
             Path::Avx512 => Avx512::detect().is_some(),
+            Path::Amx => Avx512::detect().is_some() && Amx::detect().is_some(),
         }
     }
 
@@ -38,21 +44,23 @@ impl Path {
             Path::Portable => "portable",
             Path::Avx2 => "avx2",
             Path::Avx512 => "avx512",
+            Path::Amx => "amx",
         }
     }
 
-    /// The path named `portable`, `avx2` or `avx512`.
+    /// The path named `portable`, `avx2`, `avx512` or `amx`.
     pub fn parse(name: &str) -> Option<Path> {
         match name {
             "portable" => Some(Path::Portable),
             "avx2" => Some(Path::Avx2),
             "avx512" => Some(Path::Avx512),
+            "amx" => Some(Path::Amx),
             _ => None,
         }
     }
 }
 
-/// A path whose instructions are known to exist here.
+/// The vectors of a path, which are known to exist here.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Checked {
     Portable(Portable),
@@ -66,16 +74,9 @@ impl Checked {
             Path::Portable => Some(Checked::Portable(Portable)),
             Path::Avx2 => Avx2::detect().map(Checked::Avx2),
             Path::Avx512 => Avx512::detect().map(Checked::Avx512),
+            Path::Amx => Amx::detect().and_then(|_| Avx512::detect()).map(Checked::Avx512),
         };
         checked.ok_or(KernelError::Unsupported(path))
-    }
-
-    pub(super) fn path(self) -> Path {
-        match self {
-            Checked::Portable(_) => Path::Portable,
-            Checked::Avx2(_) => Path::Avx2,
-            Checked::Avx512(_) => Path::Avx512,
-        }
     }
 
     /// Most rows of one register tile ([`super::tile`]).
@@ -85,6 +86,18 @@ impl Checked {
             Checked::Avx2(_) => 6,
             Checked::Avx512(_) => 12,
         }
+    }
+
+    /// Runs work that rounds to bf16 much, with the instructions for that where they exist; the same numbers.
+    pub(super) fn run_rounding<T: Task>(self, task: T) -> T::Output {
+        #[cfg(target_arch = "x86_64")]
+        if let Checked::Avx512(simd) = self
+            && let Some(simd) = simd.with_bf16()
+        {
+            // SAFETY: as in `run`.
+            return unsafe { run_avx512_bf16(simd, task) };
+        }
+        self.run(task)
     }
 
     /// Runs element-wise work with this path's vectors.
@@ -115,6 +128,12 @@ unsafe fn run_avx2<T: Task>(simd: Avx2, task: T) -> T::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn run_avx512<T: Task>(simd: Avx512, task: T) -> T::Output {
+    task.run(simd)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn run_avx512_bf16<T: Task>(simd: Avx512<true>, task: T) -> T::Output {
     task.run(simd)
 }
 

@@ -57,6 +57,9 @@ struct Job {
 // SAFETY: the body is `Sync`, and `Pool::run` keeps it alive until every worker has left the round.
 unsafe impl Send for Job {}
 
+/// Multiply-adds below which work runs on the calling thread: waking others would cost more.
+pub(super) const SMALL: usize = 1 << 17;
+
 /// Looks at the next round before a worker sleeps: some tens of microseconds.
 const SPINS: usize = 1000;
 

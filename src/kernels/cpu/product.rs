@@ -1,205 +1,15 @@
 //! Products of activation rows with packed matrices.
 
-use std::ops::Range;
-
 use super::{
     Cpu,
-    bytes::{BYTE_ROWS, ByteTile, Round, Vnni, packed_width, parts},
+    layout::{PANEL, row_block},
     memory::{Scratch, Shared},
-    pack::{Columns, DEPTH, PANEL, PackedMatrix},
-    path::Checked,
+    operand::{Operand, PackedRows},
+    pack::{Columns, Kind, PackedMatrix},
+    pool::SMALL,
     rows::GatedGelu,
-    strips::Strips,
-    tile::{Start, Tile},
 };
 use crate::KernelError;
-
-/// Products smaller than this many multiply-adds run on the calling thread: waking others would cost more.
-const SMALL: usize = 1 << 17;
-
-/// Rows `0 .. rows` cut into blocks of at most `most`, sizes as equal as possible; gives block `index`.
-pub(super) fn row_block(rows: usize, most: usize, index: usize) -> Range<usize> {
-    let blocks = rows.div_ceil(most).max(1);
-    rows * index / blocks..rows * (index + 1) / blocks
-}
-
-/// How activation rows lie before a product.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Operand {
-    /// Floats, for register tiles of [`Checked::tile`].
-    Floats(Checked),
-    /// Rounded to bytes, for those of [`Vnni::tile`].
-    Bytes(Checked, Vnni),
-}
-
-impl Operand {
-    /// Most rows of a block.
-    pub(super) fn most(self) -> usize {
-        match self {
-            Operand::Floats(path) => path.tile_rows(),
-            Operand::Bytes(..) => BYTE_ROWS,
-        }
-    }
-
-    /// Floats that a packed row of `k` inputs takes.
-    pub(super) fn width(self, k: usize) -> usize {
-        match self {
-            Operand::Floats(_) => k,
-            Operand::Bytes(..) => packed_width(k),
-        }
-    }
-
-    /// Packs rows `block` (`row(i)` finds row i, of `k` inputs) into the block's place.
-    pub(super) fn pack_block<'a>(
-        self,
-        block: Range<usize>,
-        k: usize,
-        row: impl Fn(usize) -> &'a [f32],
-        to: &mut [f32],
-    ) {
-        let rows = block.len();
-        for (r, i) in block.enumerate() {
-            match self {
-                Operand::Floats(_) => {
-                    for (to, &value) in to[r..].iter_mut().step_by(rows).zip(&row(i)[..k]) {
-                        *to = value;
-                    }
-                }
-                Operand::Bytes(path, _) => path.run(Round { x: &row(i)[..k], to, rows, row: r }),
-            }
-        }
-    }
-
-    /// Packs all rows on this thread; `to` holds `rows · width(k)` floats.
-    pub(super) fn pack<'a>(self, rows: usize, k: usize, row: impl Fn(usize) -> &'a [f32], to: &mut [f32]) {
-        let width = self.width(k);
-        for index in 0..rows.div_ceil(self.most()) {
-            let block = row_block(rows, self.most(), index);
-            self.pack_block(block.clone(), k, &row, &mut to[block.start * width..block.end * width]);
-        }
-    }
-}
-
-/// Activation rows in tile order, block after block.
-pub(super) struct PackedRows<'a> {
-    pub operand: Operand,
-    pub data: &'a [f32],
-    pub rows: usize,
-    pub k: usize,
-}
-
-impl PackedRows<'_> {
-    /// The product with some panels of `weight`: `out[row · stride + 32·(panel − first) + column]`.
-    ///
-    /// # Safety
-    /// `out` must have room for whole panels in every row, and nobody else may touch that room.
-    pub(super) unsafe fn times(&self, weight: &PackedMatrix, panels: Range<usize>, out: *mut f32, stride: usize) {
-        debug_assert!(self.data.len() >= self.rows * self.operand.width(self.k) && weight.inputs() == self.k);
-        for from in (0..self.k).step_by(DEPTH) {
-            let depth = from..self.k.min(from + DEPTH);
-            // SAFETY: the caller's promise.
-            unsafe {
-                match (self.operand, weight.strips()) {
-                    (Operand::Bytes(path, vnni), Some(strips)) => {
-                        self.bytes(path, vnni, strips, panels.clone(), depth, out, stride)
-                    }
-                    (Operand::Floats(path) | Operand::Bytes(path, _), _) => {
-                        self.floats(path, weight, panels.clone(), depth, out, stride)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds inputs `depth` of every panel.
-    ///
-    /// # Safety
-    /// As for [`PackedRows::times`].
-    unsafe fn floats(
-        &self,
-        path: Checked,
-        weight: &PackedMatrix,
-        panels: Range<usize>,
-        depth: Range<usize>,
-        out: *mut f32,
-        stride: usize,
-    ) {
-        let most = self.operand.most();
-        let mut scratch = Scratch::take(DEPTH * PANEL);
-        for panel in panels.clone() {
-            let piece = weight.piece(path, panel, depth.start, depth.len(), &mut scratch);
-            for index in 0..self.rows.div_ceil(most) {
-                let block = row_block(self.rows, most, index);
-                let a = &self.data[block.start * self.k + depth.start * block.len()..][..depth.len() * block.len()];
-                // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
-                unsafe {
-                    path.tile(&Tile {
-                        rows: block.len(),
-                        columns: PANEL,
-                        k: depth.len(),
-                        a: a.as_ptr(),
-                        a_stride: block.len(),
-                        b: piece.as_ptr(),
-                        b_stride: PANEL,
-                        index: std::ptr::null(),
-                        c: out.add(block.start * stride + (panel - panels.start) * PANEL),
-                        c_stride: stride,
-                        start: if depth.start == 0 { Start::Zero } else { Start::Add },
-                    });
-                }
-            }
-        }
-    }
-
-    /// Adds inputs `depth` of every panel, in bytes.
-    ///
-    /// # Safety
-    /// As for [`PackedRows::times`].
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn bytes(
-        &self,
-        path: Checked,
-        vnni: Vnni,
-        strips: &Strips,
-        panels: Range<usize>,
-        depth: Range<usize>,
-        out: *mut f32,
-        stride: usize,
-    ) {
-        let (group, width) = (strips.group(), self.operand.width(self.k));
-        let mut w = Scratch::take(DEPTH / 4 * PANEL);
-        let mut w_scales = Scratch::take(DEPTH / 16 * PANEL);
-        let mut w_offsets = Scratch::take(DEPTH / 16 * PANEL);
-        for panel in panels.clone() {
-            path.run(strips.units(panel, depth.start, depth.len(), (&mut w, &mut w_scales, &mut w_offsets)));
-            for index in 0..self.rows.div_ceil(BYTE_ROWS) {
-                let block = row_block(self.rows, BYTE_ROWS, index);
-                let rows = block.len();
-                let x = &self.data[block.start * width..block.end * width];
-                let (scales, sums16, sums32) = parts(self.k, rows);
-                let sums = if group == 16 { sums16 } else { sums32 };
-                // SAFETY: a packed block holds every part for all of k; the pieces of w are as long as `units` wrote
-                // them; C is the caller's promise.
-                unsafe {
-                    vnni.tile(&ByteTile {
-                        rows,
-                        groups: depth.len() / group,
-                        group,
-                        x: x[depth.start / 4 * rows..].as_ptr(),
-                        x_scales: x[scales + depth.start / 32 * rows..].as_ptr(),
-                        x_sums: x[sums + depth.start / group * rows..].as_ptr(),
-                        w: w.as_ptr(),
-                        w_scales: w_scales.as_ptr(),
-                        w_offsets: w_offsets.as_ptr(),
-                        c: out.add(block.start * stride + (panel - panels.start) * PANEL),
-                        c_stride: stride,
-                        add: depth.start > 0,
-                    });
-                }
-            }
-        }
-    }
-}
 
 impl Cpu {
     /// `out[rows, outputs] = x[rows, inputs] · Wᵀ`, or `gelu_tanh(x·Gᵀ) ⊙ (x·Uᵀ)` for a gated matrix. The number of
@@ -255,9 +65,11 @@ impl Cpu {
 
     /// How activations must lie for products with `weight`.
     pub(super) fn operand(&self, weight: &PackedMatrix) -> Operand {
-        match (self.bytes, weight.strips()) {
-            (Some(vnni), Some(_)) => Operand::Bytes(self.checked(), vnni),
-            _ => Operand::Floats(self.checked()),
+        let path = self.checked();
+        match (weight.kind(), self.bytes, self.pairs) {
+            (Kind::Blocks, Some(vnni), _) => Operand::Bytes(path, vnni),
+            (Kind::Blocks | Kind::Bf16, _, Some(pairs)) => Operand::Pairs(path, pairs),
+            _ => Operand::Floats(path),
         }
     }
 
@@ -282,10 +94,4 @@ impl Cpu {
     pub(super) fn chunk(&self, panels: usize) -> usize {
         (panels / (4 * self.threads())).clamp(1, 16)
     }
-}
-
-/// Runs a task per row in parallel groups; for element-wise work.
-pub(super) fn each_row(cpu: &Cpu, rows: usize, width: usize, work: impl Fn(usize) + Sync) -> Result<(), KernelError> {
-    let group = (SMALL / 4 / width.max(1)).max(1);
-    cpu.pool().run(rows.div_ceil(group), |index| (index * group..rows.min((index + 1) * group)).for_each(&work))
 }

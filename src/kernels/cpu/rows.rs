@@ -1,6 +1,6 @@
 //! Work on single rows: norms, rotation, activations. Each row's sums have one fixed order.
 
-use super::{Cpu, math::gelu, memory::Shared, path::Task, product::each_row, simd::Simd};
+use super::{Cpu, math::gelu, memory::Shared, path::Task, pool::SMALL, simd::Simd};
 use crate::KernelError;
 
 impl Cpu {
@@ -68,6 +68,12 @@ impl Cpu {
             path.run(GeluTimes { gate: &gate[range.clone()], up: &up[range], out });
         })
     }
+}
+
+/// Runs a task per row in parallel groups; for element-wise work.
+pub(super) fn each_row(cpu: &Cpu, rows: usize, width: usize, work: impl Fn(usize) + Sync) -> Result<(), KernelError> {
+    let group = (SMALL / 4 / width.max(1)).max(1);
+    cpu.pool().run(rows.div_ceil(group), |index| (index * group..rows.min((index + 1) * group)).for_each(&work))
 }
 
 /// How many rows of `width` make `length`.

@@ -94,6 +94,26 @@ pub(super) trait Simd: Copy {
     /// They must be readable.
     unsafe fn load_signed(self, from: *const i8) -> Self::V;
 
+    /// Both rounded to bf16, ties to even: `low` in the low half of each word, `high` in the high one.
+    #[inline(always)]
+    fn pairs(self, low: Self::V, high: Self::V) -> Self::I {
+        let (low, high) = (self.lanes(low), self.lanes(high));
+        let words: [u32; 16] = std::array::from_fn(|i| bf16_bits(low[i]) | bf16_bits(high[i]) << 16);
+        // SAFETY: sixteen words, which is as many as a vector can have.
+        unsafe { self.load_words(words.as_ptr()) }
+    }
+    /// Writes `LANES` floats rounded to bf16, ties to even.
+    ///
+    /// # Safety
+    /// As many halves must be writable.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: Self::V) {
+        for (i, x) in self.lanes(v).into_iter().take(Self::LANES).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(i) = bf16_bits(x) as u16 };
+        }
+    }
+
     /// Turns 16 by 16 floats: `to[c · 32 + r] = from[r · 32 + c]`.
     ///
     /// # Safety
@@ -121,4 +141,10 @@ pub(super) trait Simd: Copy {
         }
         x[0]
     }
+}
+
+/// The bits of `x` rounded to bf16, ties to even.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    u32::from(half::bf16::from_f32(x).to_bits())
 }

@@ -6,11 +6,18 @@
 //! `(q − offset)·scale + minimum`, scale and minimum per group of 32 or 16 inputs. Nothing is rounded: scales stay the
 //! halves and small integers they were.
 
-use super::{blocks, memory::Aligned, pack::PANEL, path::Task, simd::Simd};
+mod decode;
+mod parts;
+
+use parts::Parts;
+
+use super::{
+    layout::{PANEL, STRIP},
+    memory::{Aligned, Shared},
+    simd::Simd,
+};
 use crate::ElementType;
 
-/// Inputs of a strip.
-pub(super) const STRIP: usize = 32;
 /// Inputs that share a half-precision scale in the nested formats.
 const SUPER: usize = 256;
 /// Halves per panel and super-block: scales, then minima.
@@ -43,15 +50,6 @@ enum Minimum {
     Half,
     /// Subtracted.
     Nested,
-}
-
-/// One stored block taken apart.
-struct Parts {
-    q: [u8; SUPER],
-    scale: u16,
-    minimum: u16,
-    scales: [i8; 16],
-    minima: [i8; 16],
 }
 
 impl Form {
@@ -167,9 +165,19 @@ impl Strips {
         self.form.group
     }
 
+    /// What a stored number is above what it stands for; a power of two or zero.
+    pub(super) fn offset(&self) -> u32 {
+        self.form.offset as u32
+    }
+
+    /// Whether groups have minima besides scales.
+    pub(super) fn has_minima(&self) -> bool {
+        self.form.minimum != Minimum::None
+    }
+
     /// The parts that belong to `panel`, for writing: records and super-block scales.
-    pub(super) fn panel_mut(&mut self) -> (super::memory::Shared<u8>, super::memory::Shared<u16>) {
-        (super::memory::Shared::new(&mut self.records), super::memory::Shared::new(&mut self.supers))
+    pub(super) fn panel_mut(&mut self) -> (Shared<u8>, Shared<u16>) {
+        (Shared::new(&mut self.records), Shared::new(&mut self.supers))
     }
 
     /// Bytes of records and halves of super-blocks per panel.
@@ -253,28 +261,6 @@ impl Strips {
         (panel * (self.strips * STRIP / SUPER) + strip * STRIP / SUPER) * SUPERS
     }
 
-    /// The task that decodes inputs `from .. from + length` of a panel into `out`, `[length, 32]`.
-    pub(super) fn decode<'a>(&'a self, panel: usize, from: usize, length: usize, out: &'a mut [f32]) -> Decode<'a> {
-        assert!(out.len() >= length * PANEL && from / STRIP + length / STRIP <= self.strips);
-        Decode { strips: self, panel, from, length, out }
-    }
-
-    /// The task that puts the units of inputs `from .. from + length` together, `[length / 4, 32]`, and their scales
-    /// and offsets, `[length / group, 32]` each: a number means `q·scale + offset`.
-    pub(super) fn units<'a>(
-        &'a self,
-        panel: usize,
-        from: usize,
-        length: usize,
-        out: (&'a mut [f32], &'a mut [f32], &'a mut [f32]),
-    ) -> Units<'a> {
-        let (units, scales, offsets) = out;
-        let groups = length / self.form.group;
-        assert!(units.len() >= length / 4 * PANEL && scales.len() >= groups * PANEL && offsets.len() >= groups * PANEL);
-        assert!(from / STRIP + length / STRIP <= self.strips);
-        Units { strips: self, panel, from, length, units, scales, offsets }
-    }
-
     /// Scale and minimum of a group, for the lanes from `lane` on.
     ///
     /// # Safety
@@ -313,225 +299,6 @@ impl Strips {
                     (scale, minimum)
                 }
             }
-        }
-    }
-}
-
-/// One unit of a strip, for the lanes from `lane` on.
-///
-/// # Safety
-/// `record` must point at a record of a format with `BITS` bits, `unit` be below 8, `lane + LANES` at most 32.
-#[inline(always)]
-unsafe fn unit<S: Simd, const BITS: usize>(s: S, record: *const u8, unit: usize, lane: usize) -> S::I {
-    // SAFETY: planes of `[words, 32]` words, see `Form::place`.
-    unsafe {
-        let words = record.cast::<u32>().add(lane);
-        if BITS == 8 {
-            return s.load_words(words.add(unit * PANEL));
-        }
-        let low = s.load_words(words.add(unit / 2 * PANEL));
-        let low = s.and(s.shift(low, if unit.is_multiple_of(2) { 0 } else { -4 }), 0x0f0f_0f0f);
-        match BITS {
-            4 => low,
-            5 => {
-                let high = s.load_words(words.add(4 * PANEL));
-                s.or(low, s.and(s.shift(high, 4 - unit as i32), 0x1010_1010))
-            }
-            _ => {
-                let high = s.load_words(words.add((4 + unit / 4) * PANEL));
-                s.or(low, s.and(s.shift(high, 4 - 2 * (unit % 4) as i32), 0x3030_3030))
-            }
-        }
-    }
-}
-
-/// See [`Strips::decode`].
-pub(super) struct Decode<'a> {
-    strips: &'a Strips,
-    panel: usize,
-    from: usize,
-    length: usize,
-    out: &'a mut [f32],
-}
-
-impl Task for Decode<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: `Strips::decode` checked the range and the room.
-        unsafe {
-            match self.strips.form.bits {
-                8 => self.strips(s, Decode::strip::<S, 8>),
-                6 => self.strips(s, Decode::strip::<S, 6>),
-                5 => self.strips(s, Decode::strip::<S, 5>),
-                _ => self.strips(s, Decode::strip::<S, 4>),
-            }
-        }
-    }
-}
-
-impl Decode<'_> {
-    #[inline(always)]
-    unsafe fn strips<S: Simd>(mut self, s: S, each: impl Fn(&mut Self, S, usize)) {
-        for strip in self.from / STRIP..(self.from + self.length) / STRIP {
-            each(&mut self, s, strip);
-        }
-    }
-
-    #[inline(always)]
-    fn strip<S: Simd, const BITS: usize>(&mut self, s: S, strip: usize) {
-        let (strips, form) = (self.strips, self.strips.form);
-        // SAFETY: the strip lies inside the matrix and its place inside `out`; see `Strips::decode`.
-        unsafe {
-            let record = strips.records.as_ptr().add((self.panel * strips.strips + strip) * form.record());
-            let supers = strips.supers.as_ptr().wrapping_add(strips.super_at(self.panel, strip));
-            let out = self.out.as_mut_ptr().add((strip * STRIP - self.from) * PANEL);
-            for lane in (0..PANEL).step_by(S::LANES) {
-                for g in 0..form.groups() {
-                    let (scale, minimum) = strips.scale(s, record, supers, g, lane);
-                    // Exact: the offset is a power of two.
-                    let shifted = s.sub(minimum, s.mul(s.splat(form.offset), scale));
-                    for u in 0..form.group / 4 {
-                        let u = g * (form.group / 4) + u;
-                        let words = unit::<S, BITS>(s, record, u, lane);
-                        for byte in 0..4 {
-                            let q = s.byte(words, byte);
-                            let y = if S::FUSED {
-                                s.fma(q, scale, shifted)
-                            } else {
-                                s.add(s.mul(s.sub(q, s.splat(form.offset)), scale), minimum)
-                            };
-                            s.store(out.add((4 * u + byte as usize) * PANEL + lane), y);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// See [`Strips::units`].
-pub(super) struct Units<'a> {
-    strips: &'a Strips,
-    panel: usize,
-    from: usize,
-    length: usize,
-    /// Words, kept in a buffer of floats.
-    units: &'a mut [f32],
-    scales: &'a mut [f32],
-    offsets: &'a mut [f32],
-}
-
-impl Task for Units<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        match self.strips.form.bits {
-            8 => self.all::<S, 8>(s),
-            6 => self.all::<S, 6>(s),
-            5 => self.all::<S, 5>(s),
-            _ => self.all::<S, 4>(s),
-        }
-    }
-}
-
-impl Units<'_> {
-    #[inline(always)]
-    fn all<S: Simd, const BITS: usize>(&mut self, s: S) {
-        let (strips, form) = (self.strips, self.strips.form);
-        for strip in self.from / STRIP..(self.from + self.length) / STRIP {
-            let here = strip - self.from / STRIP;
-            // SAFETY: the strip lies inside the matrix and its places inside the buffers; see `Strips::units`.
-            unsafe {
-                let record = strips.records.as_ptr().add((self.panel * strips.strips + strip) * form.record());
-                let supers = strips.supers.as_ptr().wrapping_add(strips.super_at(self.panel, strip));
-                for lane in (0..PANEL).step_by(S::LANES) {
-                    for g in 0..form.groups() {
-                        let (scale, minimum) = strips.scale(s, record, supers, g, lane);
-                        let at = (here * form.groups() + g) * PANEL + lane;
-                        s.store(self.scales.as_mut_ptr().add(at), scale);
-                        let offset = s.sub(minimum, s.mul(s.splat(form.offset), scale));
-                        s.store(self.offsets.as_mut_ptr().add(at), offset);
-                    }
-                    let units = self.units.as_mut_ptr().cast::<u32>().add(here * STRIP / 4 * PANEL + lane);
-                    for u in 0..STRIP / 4 {
-                        s.store_words(units.add(u * PANEL), unit::<S, BITS>(s, record, u, lane));
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl Parts {
-    fn read(element: ElementType, b: &[u8]) -> Parts {
-        let pair = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
-        let mut parts = Parts { q: [0; SUPER], scale: pair(0), minimum: 0, scales: [0; 16], minima: [0; 16] };
-        match element {
-            ElementType::F32 | ElementType::F16 | ElementType::Bf16 => {}
-            ElementType::Q8_0 => parts.q[..32].iter_mut().zip(&b[2..]).for_each(|(q, x)| *q = x ^ 0x80),
-            ElementType::Q4_0 => parts.legacy(&b[2..], 0),
-            ElementType::Q5_0 => parts.legacy(&b[6..], u32::from_le_bytes([b[2], b[3], b[4], b[5]])),
-            ElementType::Q4_1 => {
-                parts.minimum = pair(2);
-                parts.legacy(&b[4..], 0);
-            }
-            ElementType::Q5_1 => {
-                parts.minimum = pair(2);
-                parts.legacy(&b[8..], u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
-            }
-            ElementType::Q4K | ElementType::Q5K => {
-                parts.minimum = pair(2);
-                let low = if element == ElementType::Q5K { &b[48..] } else { &b[16..] };
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    let (group, l) = (i / 32, i % 32);
-                    *q = (low[group / 2 * 32 + l] >> (4 * (group % 2))) & 15;
-                    if element == ElementType::Q5K {
-                        *q |= ((b[16 + l] >> group) & 1) << 4;
-                    }
-                }
-                for group in 0..8 {
-                    let (scale, minimum) = blocks::k_scale(&b[4..16], group);
-                    (parts.scales[group], parts.minima[group]) = (scale as i8, minimum as i8);
-                }
-            }
-            ElementType::Q6K => {
-                parts.scale = pair(208);
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    let (part, quarter, l) = (i / 128, i % 128 / 32, i % 32);
-                    let low = (b[part * 64 + quarter % 2 * 32 + l] >> (4 * (quarter / 2))) & 15;
-                    *q = low | ((b[128 + part * 32 + l] >> (2 * quarter)) & 3) << 4;
-                }
-                parts.scales.iter_mut().zip(&b[192..]).for_each(|(scale, &x)| *scale = x as i8);
-            }
-            ElementType::Q2K => {
-                (parts.scale, parts.minimum) = (pair(80), pair(82));
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    *q = (b[16 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3;
-                }
-                for (j, &x) in b[..16].iter().enumerate() {
-                    (parts.scales[j], parts.minima[j]) = ((x & 15) as i8, (x >> 4) as i8);
-                }
-            }
-            ElementType::Q3K => {
-                parts.scale = pair(108);
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    let low = (b[32 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3;
-                    *q = low | ((b[i % 32] >> (i / 32)) & 1) << 2;
-                }
-                for (j, scale) in parts.scales.iter_mut().enumerate() {
-                    *scale = blocks::q3k_scale(&b[96..108], j);
-                }
-            }
-        }
-        parts
-    }
-
-    /// Nibbles of 32 numbers, the high bits of each from `high`.
-    fn legacy(&mut self, nibbles: &[u8], high: u32) {
-        for i in 0..32 {
-            let nibble = (nibbles[i % 16] >> (4 * (i / 16))) & 15;
-            self.q[i] = nibble | (((high >> i) & 1) as u8) << 4;
         }
     }
 }

@@ -18,10 +18,12 @@ use self::{
 };
 use super::{
     Cpu,
+    layout::{PANEL, row_block},
     memory::{Scratch, Shared},
-    pack::{Columns, PANEL, PackedMatrix},
+    operand::{Operand, PackedRows},
+    pack::{Columns, PackedMatrix},
+    pairs::Pairs,
     path::Checked,
-    product::{Operand, PackedRows, row_block},
 };
 use crate::KernelError;
 
@@ -163,6 +165,7 @@ pub struct Statistics {
 /// Everything that the rows of one parallel call share.
 struct Job<'a> {
     path: Checked,
+    pairs: Option<Pairs>,
     operand: Operand,
     hidden: &'a [f32],
     table: &'a PackedMatrix,
@@ -216,7 +219,16 @@ impl Cpu {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels());
-        let job = Job { path: self.checked(), operand: self.operand(table), hidden, table, sweep, hints, panels };
+        let job = Job {
+            path: self.checked(),
+            pairs: self.pairs,
+            operand: self.operand(table),
+            hidden,
+            table,
+            sweep,
+            hints,
+            panels,
+        };
         let soft = soft.map(Shared::new);
         let group = rows.div_ceil(self.threads()).clamp(1, GROUP);
         let mut results: Vec<Vec<Statistics>> = vec![Vec::new(); rows.div_ceil(group)];
@@ -261,7 +273,7 @@ impl Job<'_> {
                 state.refer(self.guess(hint, &self.hidden[row * width..][..width], state.head));
             }
         }
-        let mut accumulator = soft.as_ref().map(|_| Soft::new(self.path, rows.len(), width));
+        let mut accumulator = soft.as_ref().map(|_| Soft::new(self.path, self.pairs, rows.len(), width));
         let stride = self.panels * PANEL;
         let mut logits = Scratch::take(rows.len() * stride);
         let all = self.table.panels();

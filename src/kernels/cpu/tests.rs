@@ -1,10 +1,13 @@
 //! Every operation against a plain f64 reference, under every path this machine has, and bit for bit against itself
 //! in other company, in other chunks and on other numbers of threads.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(in crate::cpu) mod amx;
 mod attend;
 mod elementwise;
 mod experts;
 mod fused;
+mod precision;
 mod products;
 mod sweep;
 
@@ -44,7 +47,7 @@ impl Numbers {
 pub(super) fn cpus(threads: usize) -> Vec<Cpu> {
     let (have, lack): (Vec<_>, Vec<_>) = Path::ALL.into_iter().partition(|path| path.supported());
     if !lack.is_empty() {
-        eprintln!("not tested, this processor lacks them: {lack:?}");
+        println!("skipped: {lack:?}, this processor lacks them");
     }
     have.into_iter().map(|path| Cpu::new(threads, Some(path)).unwrap()).collect()
 }

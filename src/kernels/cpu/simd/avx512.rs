@@ -4,11 +4,16 @@ use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) exist here.
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) exist here; with `BF16` also those for bf16.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu) struct Avx512(());
+pub(in crate::cpu) struct Avx512<const BF16: bool = false>(());
 
 impl Avx512 {
+    /// The same with the instructions for bf16, where they exist.
+    pub(in crate::cpu) fn with_bf16(self) -> Option<Avx512<true>> {
+        is_x86_feature_detected!("avx512bf16").then_some(Avx512(()))
+    }
+
     pub(in crate::cpu) fn detect() -> Option<Avx512> {
         let there = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -22,7 +27,7 @@ impl Avx512 {
 // SAFETY: (all blocks below) a value of `Avx512` exists only where `detect` found the instructions; pointers are the
 // caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type V = __m512;
     type M = __mmask16;
@@ -137,6 +142,38 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_signed(self, from: *const i8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    fn pairs(self, low: __m512, high: __m512) -> __m512i {
+        if !BF16 {
+            let (low, high) = (self.lanes(low), self.lanes(high));
+            let words: [u32; 16] = std::array::from_fn(|i| super::bf16_bits(low[i]) | super::bf16_bits(high[i]) << 16);
+            return unsafe { self.load_words(words.as_ptr()) };
+        }
+        unsafe {
+            // The rounding puts low before high; the permutation takes one of each in turn.
+            let both = _mm512_cvtne2ps_pbh(high, low);
+            let order = _mm512_or_si512(
+                _mm512_cvtepu8_epi32(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)),
+                _mm512_slli_epi32::<16>(_mm512_cvtepu8_epi32(_mm_setr_epi8(
+                    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                ))),
+            );
+            _mm512_permutexvar_epi16(order, std::mem::transmute::<__m512bh, __m512i>(both))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: __m512) {
+        unsafe {
+            if BF16 {
+                let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+                _mm256_storeu_si256(to.cast(), bits);
+            } else {
+                for (i, x) in self.lanes(v).into_iter().enumerate() {
+                    *to.add(i) = super::bf16_bits(x) as u16;
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn turn(self, from: *const f32, to: *mut f32) {

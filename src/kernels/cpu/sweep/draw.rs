@@ -1,6 +1,6 @@
 //! The end of a sweep: entropies, and the token that a row's uniform number picks.
 
-use super::{super::pack::PANEL, Candidate, Draw, Job, Statistics, state::RowState};
+use super::{super::layout::PANEL, Candidate, Draw, Job, Statistics, state::RowState};
 
 impl Job<'_> {
     /// A row's results.

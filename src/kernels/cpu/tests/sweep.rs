@@ -1,6 +1,6 @@
 //! The vocabulary sweep: statistics, draws, soft embeddings.
 
-use super::*;
+use super::{precision::rounding, *};
 
 struct Case {
     vocabulary: usize,
@@ -50,7 +50,7 @@ impl Case {
         z.iter().map(|z| z / f64::from(head.temperature)).collect()
     }
 
-    fn check(&self, row: usize, head: &Head<'_>, found: &Statistics, soft: &[f32]) {
+    fn check(&self, row: usize, head: &Head<'_>, found: &Statistics, (soft, tolerance): (&[f32], f64)) {
         let z = self.z(row, head);
         let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = z.iter().map(|z| (z - max).exp()).collect();
@@ -68,7 +68,7 @@ impl Case {
         let wanted: Vec<f64> = (0..self.width)
             .map(|d| (0..z.len()).map(|v| weights[v] / sum * f64::from(self.table[v * self.width + d])).sum())
             .collect();
-        close(soft, &wanted, 1e-4);
+        close(soft, &wanted, tolerance);
         // The draw lies where the uniform number falls in the cumulative distribution.
         let factor = match head.draw {
             Draw::Argmax => return assert_eq!(found.sampled, found.argmax),
@@ -91,7 +91,9 @@ fn statistics_draws_and_soft_embeddings_agree_with_the_reference() {
         (Case::new(5, 700, 300, 1.0), 0.7),
         (Case::new(4, 1000, 64, 8.0), 0.5),
     ] {
-        for cpu in cpus(2) {
+        for cpu in cpus(2).into_iter().chain(rounding(2)) {
+            // Weights and a table of numbers up to 1, each rounded to bf16.
+            let tolerance = if cpu.precision() == Precision::Exact { 1e-4 } else { 1.0 / 256.0 };
             for tile in [96, 128, case.vocabulary] {
                 for draw in [
                     Draw::Argmax,
@@ -101,7 +103,7 @@ fn statistics_draws_and_soft_embeddings_agree_with_the_reference() {
                     let head = Head { bias: &[(3, 4.0), (40, -2.5)], ..case.head(temperature, draw) };
                     let (found, soft) = case.run(&cpu, tile, &[head]);
                     for (row, (found, soft)) in found.iter().zip(soft.chunks(case.width)).enumerate() {
-                        case.check(row, &head, found, soft);
+                        case.check(row, &head, found, (soft, tolerance));
                     }
                 }
             }
@@ -113,11 +115,11 @@ fn statistics_draws_and_soft_embeddings_agree_with_the_reference() {
 fn rows_do_not_depend_on_their_company_or_the_threads() {
     let case = Case::new(27, 400, 48, 2.0);
     let draw = Draw::Scaled { temperature: 1.2, top_p: 1.0 };
-    for path in Path::ALL.into_iter().filter(|path| path.supported()) {
-        let cpu = Cpu::new(1, Some(path)).unwrap();
+    let machines = |threads| cpus(threads).into_iter().chain(rounding(threads));
+    for (cpu, others) in machines(1).zip(machines(2).zip(machines(3))) {
         let (all, soft) = case.run(&cpu, 96, &[case.head(0.6, draw)]);
-        for threads in [2, 3] {
-            let (again, soft_again) = case.run(&Cpu::new(threads, Some(path)).unwrap(), 96, &[case.head(0.6, draw)]);
+        for other in [others.0, others.1] {
+            let (again, soft_again) = case.run(&other, 96, &[case.head(0.6, draw)]);
             assert_eq!(all, again);
             same_bits(&soft, &soft_again);
         }
@@ -157,7 +159,7 @@ fn heads_of_a_pass_keep_their_own_settings() {
             head.bias = &finite;
             assert_eq!(found[row].argmax, 9);
         }
-        case.check(row, &head, &found[row], &soft[row * 24..(row + 1) * 24]);
+        case.check(row, &head, &found[row], (&soft[row * 24..(row + 1) * 24], 1e-4));
     }
 }
 
@@ -193,7 +195,7 @@ fn a_guess_changes_nothing_but_the_work() {
             let mut soft = vec![0.0; case.hidden.len()];
             let rows = cpu.sweep_from(&case.hidden, &table, &sweep, &hints, Some(&mut soft)).unwrap();
             for (row, (found, soft)) in rows.iter().zip(soft.chunks(40)).enumerate() {
-                case.check(row, &head, found, soft);
+                case.check(row, &head, found, (soft, 1e-4));
                 assert_eq!(
                     (found.argmax, found.max, &found.top),
                     (plain_rows[row].argmax, plain_rows[row].max, &plain_rows[row].top)

@@ -1,0 +1,237 @@
+//! Activation rows in the order in which a product reads them, and their product with panels of a matrix.
+
+use std::ops::Range;
+
+use super::{
+    bytes::{BYTE_ROWS, ByteTile, Round, Vnni, packed_width, parts},
+    layout::{DEPTH, PANEL, WORDS, row_block},
+    memory::Scratch,
+    pack::PackedMatrix,
+    pairs::{PairTile, Pairs, RoundPairs, pair_width},
+    path::Checked,
+    strips::Strips,
+    tile::{Start, Tile},
+};
+
+/// How activation rows lie before a product.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Operand {
+    /// Floats, for register tiles of [`Checked::tile`].
+    Floats(Checked),
+    /// Rounded to bf16, for those of [`Pairs`].
+    Pairs(Checked, Pairs),
+    /// Rounded to bytes, for those of [`Vnni::tile`].
+    Bytes(Checked, Vnni),
+}
+
+impl Operand {
+    /// Most rows of a block.
+    pub(super) fn most(self) -> usize {
+        match self {
+            Operand::Floats(path) => path.tile_rows(),
+            Operand::Pairs(_, pairs) => pairs.most(),
+            Operand::Bytes(..) => BYTE_ROWS,
+        }
+    }
+
+    /// Floats that a packed row of `k` inputs takes.
+    pub(super) fn width(self, k: usize) -> usize {
+        match self {
+            Operand::Floats(_) => k,
+            Operand::Pairs(..) => pair_width(k),
+            Operand::Bytes(..) => packed_width(k),
+        }
+    }
+
+    /// Packs rows `block` (`row(i)` finds row i, of `k` inputs) into the block's place.
+    pub(super) fn pack_block<'a>(
+        self,
+        block: Range<usize>,
+        k: usize,
+        row: impl Fn(usize) -> &'a [f32],
+        to: &mut [f32],
+    ) {
+        let rows = block.len();
+        for (r, i) in block.enumerate() {
+            let x = &row(i)[..k];
+            match self {
+                Operand::Floats(_) => {
+                    for (to, &value) in to[r..].iter_mut().step_by(rows).zip(x) {
+                        *to = value;
+                    }
+                }
+                Operand::Pairs(path, _) => path.run_rounding(RoundPairs { x, to, rows, row: r }),
+                Operand::Bytes(path, _) => path.run(Round { x, to, rows, row: r }),
+            }
+        }
+    }
+
+    /// Packs all rows on this thread; `to` holds `rows · width(k)` floats.
+    pub(super) fn pack<'a>(self, rows: usize, k: usize, row: impl Fn(usize) -> &'a [f32], to: &mut [f32]) {
+        let width = self.width(k);
+        for index in 0..rows.div_ceil(self.most()) {
+            let block = row_block(rows, self.most(), index);
+            self.pack_block(block.clone(), k, &row, &mut to[block.start * width..block.end * width]);
+        }
+    }
+}
+
+/// Activation rows in tile order, block after block.
+pub(super) struct PackedRows<'a> {
+    pub operand: Operand,
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub k: usize,
+}
+
+/// Where a product goes: row r, panel p (counted from the first) begins at `out + r·stride + 32·p`.
+#[derive(Clone, Copy)]
+struct To {
+    out: *mut f32,
+    stride: usize,
+}
+
+impl To {
+    /// Where rows from `row` on of a panel begin.
+    ///
+    /// # Safety
+    /// Inside what `out` points at.
+    unsafe fn at(self, row: usize, panel: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.out.add(row * self.stride + panel * PANEL) }
+    }
+}
+
+impl PackedRows<'_> {
+    /// The product with some panels of `weight`: `out[row · stride + 32·(panel − first) + column]`.
+    ///
+    /// # Safety
+    /// `out` must have room for whole panels in every row, and nobody else may touch that room.
+    pub(super) unsafe fn times(&self, weight: &PackedMatrix, panels: Range<usize>, out: *mut f32, stride: usize) {
+        debug_assert!(self.data.len() >= self.rows * self.operand.width(self.k) && weight.inputs() == self.k);
+        let to = To { out, stride };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.operand, weight.strips()) {
+                (Operand::Bytes(path, vnni), Some(strips)) => self.bytes(path, vnni, strips, panels, to),
+                (Operand::Pairs(path, pairs), _) => self.pairs(path, pairs, weight, panels, to),
+                (Operand::Floats(path) | Operand::Bytes(path, _), _) => self.floats(path, weight, panels, to),
+            }
+        }
+    }
+
+    /// Inputs in pieces that stay in the first cache level.
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let k = self.k;
+        (0..k).step_by(DEPTH).map(move |from| from..k.min(from + DEPTH))
+    }
+
+    /// # Safety
+    /// As for [`PackedRows::times`].
+    unsafe fn floats(&self, path: Checked, weight: &PackedMatrix, panels: Range<usize>, to: To) {
+        let most = self.operand.most();
+        let mut scratch = Scratch::take(DEPTH * PANEL);
+        for depth in self.pieces() {
+            for panel in panels.clone() {
+                let piece = weight.piece(path, panel, depth.start, depth.len(), &mut scratch);
+                for index in 0..self.rows.div_ceil(most) {
+                    let block = row_block(self.rows, most, index);
+                    let a = &self.data[block.start * self.k + depth.start * block.len()..][..depth.len() * block.len()];
+                    // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
+                    unsafe {
+                        path.tile(&Tile {
+                            rows: block.len(),
+                            columns: PANEL,
+                            k: depth.len(),
+                            a: a.as_ptr(),
+                            a_stride: block.len(),
+                            b: piece.as_ptr(),
+                            b_stride: PANEL,
+                            index: std::ptr::null(),
+                            c: to.at(block.start, panel - panels.start),
+                            c_stride: to.stride,
+                            start: if depth.start == 0 { Start::Zero } else { Start::Add },
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`PackedRows::times`].
+    unsafe fn pairs(&self, path: Checked, pairs: Pairs, weight: &PackedMatrix, panels: Range<usize>, to: To) {
+        let (most, width) = (pairs.most(), pair_width(self.k));
+        let mut scratch = Scratch::take(DEPTH / 2 * PANEL);
+        let mut session = pairs.session();
+        for depth in self.pieces() {
+            let words = depth.len().div_ceil(2);
+            let step = depth.start / (2 * WORDS);
+            for panel in panels.clone() {
+                let piece = weight.pairs(path, pairs.granule(), panel, depth.start, depth.len(), &mut scratch);
+                for index in 0..self.rows.div_ceil(most) {
+                    let block = row_block(self.rows, most, index);
+                    let a = &self.data[block.start * width + step * block.len() * WORDS..];
+                    debug_assert!(a.len() >= words.next_multiple_of(WORDS) * block.len());
+                    // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
+                    unsafe {
+                        session.tile(&PairTile {
+                            rows: block.len(),
+                            columns: PANEL,
+                            pairs: words,
+                            a: a.as_ptr().cast(),
+                            a_rows: block.len(),
+                            b: piece,
+                            b_stride: PANEL,
+                            index: std::ptr::null(),
+                            c: to.at(block.start, panel - panels.start),
+                            c_stride: to.stride,
+                            start: if depth.start == 0 { Start::Zero } else { Start::Add },
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`PackedRows::times`].
+    unsafe fn bytes(&self, path: Checked, vnni: Vnni, strips: &Strips, panels: Range<usize>, to: To) {
+        let (group, width) = (strips.group(), packed_width(self.k));
+        let mut w = Scratch::take(DEPTH / 4 * PANEL);
+        let mut w_scales = Scratch::take(DEPTH / 16 * PANEL);
+        let mut w_minima = Scratch::take(DEPTH / 16 * PANEL);
+        for depth in self.pieces() {
+            for panel in panels.clone() {
+                path.run(strips.units(panel, depth.start, depth.len(), (&mut w, &mut w_scales, &mut w_minima)));
+                for index in 0..self.rows.div_ceil(BYTE_ROWS) {
+                    let block = row_block(self.rows, BYTE_ROWS, index);
+                    let rows = block.len();
+                    let x = &self.data[block.start * width..block.end * width];
+                    let (scales, sums16, sums32) = parts(self.k, rows);
+                    let sums = if group == 16 { sums16 } else { sums32 };
+                    let step = depth.start / (4 * WORDS);
+                    // SAFETY: a packed block holds every part for all of k; the pieces of w are as long as `units`
+                    // wrote them; C is the caller's promise.
+                    unsafe {
+                        vnni.tile(&ByteTile {
+                            rows,
+                            inputs: depth.len(),
+                            group,
+                            offset: strips.offset(),
+                            x: x[step * rows * WORDS..].as_ptr().cast(),
+                            x_scales: x[scales + step * rows..].as_ptr(),
+                            x_sums: x[sums + depth.start / group * rows..].as_ptr().cast(),
+                            w: w.as_ptr().cast(),
+                            w_scales: w_scales.as_ptr(),
+                            w_minima: strips.has_minima().then(|| w_minima.as_ptr()),
+                            c: to.at(block.start, panel - panels.start),
+                            c_stride: to.stride,
+                            add: depth.start > 0,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Stored blocks taken apart: numbers, scales and minima, whatever order their format keeps them in.
+
+use super::SUPER;
+use crate::{ElementType, cpu::blocks};
+
+/// One stored block taken apart.
+pub(super) struct Parts {
+    pub q: [u8; SUPER],
+    pub scale: u16,
+    pub minimum: u16,
+    pub scales: [i8; 16],
+    pub minima: [i8; 16],
+}
+
+impl Parts {
+    pub(super) fn read(element: ElementType, b: &[u8]) -> Parts {
+        let pair = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+        let mut parts = Parts { q: [0; SUPER], scale: pair(0), minimum: 0, scales: [0; 16], minima: [0; 16] };
+        match element {
+            ElementType::F32 | ElementType::F16 | ElementType::Bf16 => {}
+            ElementType::Q8_0 => parts.q[..32].iter_mut().zip(&b[2..]).for_each(|(q, x)| *q = x ^ 0x80),
+            ElementType::Q4_0 => parts.legacy(&b[2..], 0),
+            ElementType::Q5_0 => parts.legacy(&b[6..], u32::from_le_bytes([b[2], b[3], b[4], b[5]])),
+            ElementType::Q4_1 => {
+                parts.minimum = pair(2);
+                parts.legacy(&b[4..], 0);
+            }
+            ElementType::Q5_1 => {
+                parts.minimum = pair(2);
+                parts.legacy(&b[8..], u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+            }
+            ElementType::Q4K | ElementType::Q5K => {
+                parts.minimum = pair(2);
+                let low = if element == ElementType::Q5K { &b[48..] } else { &b[16..] };
+                for (i, q) in parts.q.iter_mut().enumerate() {
+                    let (group, l) = (i / 32, i % 32);
+                    *q = (low[group / 2 * 32 + l] >> (4 * (group % 2))) & 15;
+                    if element == ElementType::Q5K {
+                        *q |= ((b[16 + l] >> group) & 1) << 4;
+                    }
+                }
+                for group in 0..8 {
+                    let (scale, minimum) = blocks::k_scale(&b[4..16], group);
+                    (parts.scales[group], parts.minima[group]) = (scale as i8, minimum as i8);
+                }
+            }
+            ElementType::Q6K => {
+                parts.scale = pair(208);
+                for (i, q) in parts.q.iter_mut().enumerate() {
+                    let (part, quarter, l) = (i / 128, i % 128 / 32, i % 32);
+                    let low = (b[part * 64 + quarter % 2 * 32 + l] >> (4 * (quarter / 2))) & 15;
+                    *q = low | ((b[128 + part * 32 + l] >> (2 * quarter)) & 3) << 4;
+                }
+                parts.scales.iter_mut().zip(&b[192..]).for_each(|(scale, &x)| *scale = x as i8);
+            }
+            ElementType::Q2K => {
+                (parts.scale, parts.minimum) = (pair(80), pair(82));
+                for (i, q) in parts.q.iter_mut().enumerate() {
+                    *q = (b[16 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3;
+                }
+                for (j, &x) in b[..16].iter().enumerate() {
+                    (parts.scales[j], parts.minima[j]) = ((x & 15) as i8, (x >> 4) as i8);
+                }
+            }
+            ElementType::Q3K => {
+                parts.scale = pair(108);
+                for (i, q) in parts.q.iter_mut().enumerate() {
+                    let low = (b[32 + i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32))) & 3;
+                    *q = low | ((b[i % 32] >> (i / 32)) & 1) << 2;
+                }
+                for (j, scale) in parts.scales.iter_mut().enumerate() {
+                    *scale = blocks::q3k_scale(&b[96..108], j);
+                }
+            }
+        }
+        parts
+    }
+
+    /// Nibbles of 32 numbers, the high bits of each from `high`.
+    fn legacy(&mut self, nibbles: &[u8], high: u32) {
+        for i in 0..32 {
+            let nibble = (nibbles[i % 16] >> (4 * (i / 16))) & 15;
+            self.q[i] = nibble | (((high >> i) & 1) as u8) << 4;
+        }
+    }
+}
