@@ -167,6 +167,8 @@ pub enum NumberFormat {
 pub enum ProductPrecision {
     /// As they are.
     Exact,
+    /// Rounded to bf16, attention and soft embeddings included, where the processor has the instructions: faster.
+    Bf16,
     /// Rounded to 8 bits, where the processor has the instructions: faster.
     Bytes,
 }

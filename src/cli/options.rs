@@ -31,7 +31,7 @@ pub struct ModelOptions {
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<String>,
 
-    /// How activations enter products with quantized matrices on the CPU: bytes (8 bits, faster), or exact [default: bytes].
+    /// How numbers enter products on the CPU: exact, or rounded and faster: bf16, bytes (8 bits) [default: bytes].
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<String>,
 

@@ -134,6 +134,7 @@ fn dtype(format: NumberFormat) -> WeightType {
 fn precision(precision: ProductPrecision) -> Precision {
     match precision {
         ProductPrecision::Exact => Precision::Exact,
+        ProductPrecision::Bf16 => Precision::Bf16,
         ProductPrecision::Bytes => Precision::Bytes,
     }
 }

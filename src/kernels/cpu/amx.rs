@@ -39,6 +39,32 @@ impl Amx {
         in_processor() && permitted()
     }
 
+    /// Four products of whole tiles, so many times, on numbers in registers.
+    pub(super) fn spin(self, rounds: usize) {
+        let shape = Shape::of(2 * WORDS);
+        // SAFETY: `self` proves the instructions; tiles are set up and given back within.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shape}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "tilerelease",
+                shape = in(reg) &raw const shape,
+                rounds = inout(reg) rounds.max(1) => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+
     /// The calling thread's tiles.
     pub(super) fn tiles(self) -> Tiles {
         let mut found = Shape::NONE;

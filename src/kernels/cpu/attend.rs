@@ -4,6 +4,9 @@
 //! and output. Blocks of the prefix are aligned to absolute positions (a page each), so that a row's result does not
 //! depend on how the prompt was cut into chunks; a canvas's own keys follow in blocks of 64 from its start.
 
+mod pairs;
+
+use self::pairs::PairQueries;
 use super::{
     Cpu,
     kv::{KvPool, PAGE_TOKENS},
@@ -80,6 +83,33 @@ struct Item<'a> {
     head: usize,
 }
 
+impl Item<'_> {
+    /// The first position that a row (of the span) sees, and the one after its last.
+    fn sees(&self, window: Option<usize>, row: usize) -> (usize, usize) {
+        match self.span.sight {
+            Sight::Encode => {
+                let end = self.span.prefix + row + 1;
+                (window.map_or(0, |window| end.saturating_sub(window)), end)
+            }
+            Sight::Denoise => (self.span.begin(window), self.span.prefix + self.span.rows),
+        }
+    }
+
+    /// The blocks of keys in pages that any row of this item sees: page, first position, how many. Oldest first, and
+    /// aligned to absolute positions.
+    fn pages(&self, window: Option<usize>) -> impl Iterator<Item = (u32, usize, usize)> {
+        let span = self.span;
+        let begin = self.sees(window, self.first).0 / PAGE_TOKENS * PAGE_TOKENS;
+        let end = match span.sight {
+            Sight::Encode => span.prefix + self.first + self.rows,
+            Sight::Denoise => span.prefix,
+        };
+        (begin..end)
+            .step_by(PAGE_TOKENS)
+            .map(move |start| (span.pages[(start - span.from) / PAGE_TOKENS], start, PAGE_TOKENS.min(end - start)))
+    }
+}
+
 /// Keys `[head_dim, 64]` and values `[64, value stride]` of positions `start .. start + count`.
 struct Block<'a> {
     start: usize,
@@ -121,11 +151,19 @@ impl Cpu {
         let inputs = Inputs { heads, window, q, k, v, pool };
         let path = self.checked();
         let to = Shared::new(out);
-        self.pool().run(items.len(), |index| {
-            let mut state = Queries::new(path, &items[index], &inputs);
-            state.fold_all();
-            // SAFETY: items cover disjoint rows and heads.
-            unsafe { state.finish(to.get()) };
+        self.pool().run(items.len(), |index| match self.engines.pairs {
+            Some(pairs) => {
+                let mut state = PairQueries::new(path, pairs, &items[index], &inputs);
+                state.fold_all();
+                // SAFETY: items cover disjoint rows and heads.
+                unsafe { state.finish(to.get()) };
+            }
+            None => {
+                let mut state = Queries::new(path, &items[index], &inputs);
+                state.fold_all();
+                // SAFETY: as above.
+                unsafe { state.finish(to.get()) };
+            }
         })
     }
 }
@@ -228,13 +266,7 @@ impl<'a> Queries<'a> {
             for (d, &x) in from.iter().enumerate() {
                 to[d * QUERIES + i % QUERIES] = x;
             }
-            let (low, high) = match span.sight {
-                Sight::Encode => {
-                    let end = span.prefix + row + 1;
-                    (window.map_or(0, |window| end.saturating_sub(window)), end)
-                }
-                Sight::Denoise => (span.begin(window), span.prefix + span.rows),
-            };
+            let (low, high) = self.item.sees(window, row);
             self.low[i] = low as f32;
             self.high[i] = high as f32;
         }
@@ -243,18 +275,10 @@ impl<'a> Queries<'a> {
     /// Folds every block of keys that a query of this item sees, oldest first.
     fn fold_all(&mut self) {
         let (span, pool, head) = (self.item.span, self.inputs.pool, self.item.head);
-        let begin = self.low[0] as usize;
-        let end = match span.sight {
-            Sight::Encode => span.prefix + self.item.first + self.item.rows,
-            Sight::Denoise => span.prefix,
-        };
         let mut scratch = Scratch::take(pool.scratch());
-        let mut start = begin / PAGE_TOKENS * PAGE_TOKENS;
-        while start < end {
-            let page = span.pages[(start - span.from) / PAGE_TOKENS];
+        for (page, start, count) in self.item.pages(self.inputs.window) {
             let (keys, values) = pool.head(page, head, &mut scratch);
-            self.fold(&Block { start, count: PAGE_TOKENS.min(end - start), keys, values });
-            start += PAGE_TOKENS;
+            self.fold(&Block { start, count, keys, values });
         }
         if span.sight == Sight::Denoise {
             let mut keys = Scratch::take(PAGE_TOKENS * self.dim);

@@ -25,10 +25,11 @@ pub enum Precision {
     #[default]
     Exact,
     /// Activations and weights rounded to bf16, sums in f32, where the matrix is quantised or bf16 and the processor
-    /// has the instructions; as they are elsewhere. A term is off by at most 2⁻⁸ of itself.
+    /// has the instructions; as they are elsewhere. Each is off by at most 2⁻⁸ of
+    /// itself.
     Bf16,
     /// Activations rounded to 8 bits where the matrix is quantised and the processor has the instructions; as with
-    /// [`Precision::Bf16`] elsewhere.
+    /// [`Precision::Bf16`] elsewhere, which includes attention and soft embeddings.
     Bytes,
 }
 
@@ -170,6 +171,17 @@ pub(super) struct ByteTile {
 }
 
 impl Vnni {
+    /// Multiplies numbers in registers, so many rounds of [`Vnni::spun`] operations: the peak.
+    pub(super) fn spin(self, rounds: usize) {
+        // SAFETY: `self` proves the instructions.
+        unsafe { spin(rounds) }
+    }
+
+    /// The operations of [`Vnni::spin`], a multiply-add counting two.
+    pub(super) fn spun(rounds: usize) -> usize {
+        rounds * CHAINS * 128
+    }
+
     /// Computes the tile.
     ///
     /// # Safety
@@ -289,4 +301,26 @@ unsafe fn kernel<const ROWS: usize, const UNITS: usize, const MINIMA: bool>(tile
             }
         }
     }
+}
+
+/// Independent sums: enough to hide the latency of a multiply-add.
+const CHAINS: usize = 12;
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn spin(_: usize) {
+    unreachable!("there is no proof of these instructions here")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn spin(rounds: usize) {
+    use std::hint::black_box;
+    let word = black_box(_mm512_set1_epi8(1));
+    let mut sums = [_mm512_setzero_si512(); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, word, word);
+        }
+    }
+    black_box(sums);
 }

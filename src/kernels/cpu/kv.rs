@@ -34,6 +34,12 @@ enum Data {
     Bf16(Aligned<u16>),
 }
 
+/// Keys `[head_dim, 64]` and values `[64, value stride]` of one head in a page.
+pub(super) enum Stored<'a> {
+    F32(&'a [f32], &'a [f32]),
+    Bf16(&'a [u16], &'a [u16]),
+}
+
 /// Rows to store: consecutive positions of one request.
 #[derive(Debug, Clone)]
 pub struct KvWrite<'a> {
@@ -116,6 +122,17 @@ impl KvPool {
             }
         };
         block.split_at(PAGE_TOKENS * self.head_dim)
+    }
+
+    /// One head's keys and values in a page, as they are stored.
+    pub(super) fn stored(&self, page: u32, head: usize) -> Stored<'_> {
+        let length = Self::block(self.head_dim);
+        let at = (page as usize * self.kv_heads + head) * length;
+        let keys = PAGE_TOKENS * self.head_dim;
+        match &self.data {
+            Data::F32(data) => Stored::F32(&data[at..at + keys], &data[at + keys..at + length]),
+            Data::Bf16(data) => Stored::Bf16(&data[at..at + keys], &data[at + keys..at + length]),
+        }
     }
 
     /// Length of the scratch that [`KvPool::head`] needs.

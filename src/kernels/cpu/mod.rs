@@ -61,6 +61,12 @@ pub struct Cpu {
     path: Path,
     vectors: Checked,
     pool: Pool,
+    engines: Engines,
+}
+
+/// How products with rounded operands are computed.
+#[derive(Debug, Clone, Copy)]
+struct Engines {
     precision: Precision,
     /// The instructions for products of bf16, where they are wanted and there.
     pairs: Option<Pairs>,
@@ -68,32 +74,41 @@ pub struct Cpu {
     bytes: Option<Vnni>,
 }
 
+impl Engines {
+    /// What a path has for a precision: where it lacks the instructions, the next more accurate precision that it has.
+    fn new(path: Path, vectors: Checked, precision: Precision) -> Engines {
+        let tiles = (path == Path::Amx).then(Amx::detect).flatten().map(Pairs::Tiles);
+        let pairs = tiles.or_else(|| Dot::detect(vectors).map(Pairs::Dot));
+        // Tiles of bf16 are faster than bytes whose sums must be scaled group by group.
+        let bytes = if tiles.is_some() { None } else { Vnni::detect(vectors) };
+        match precision {
+            Precision::Bytes if bytes.is_some() => Engines { precision, pairs, bytes },
+            Precision::Bytes | Precision::Bf16 if pairs.is_some() => {
+                Engines { precision: Precision::Bf16, pairs, bytes: None }
+            }
+            _ => Engines { precision: Precision::Exact, pairs: None, bytes: None },
+        }
+    }
+}
+
 impl Cpu {
     /// A pool of `threads` threads on the fastest path, or on `path` (an error where the processor lacks it).
     pub fn new(threads: usize, path: Option<Path>) -> Result<Cpu, KernelError> {
         let path = path.unwrap_or_else(Path::detect);
         let (vectors, pool) = (Checked::new(path)?, Pool::new(threads)?);
-        Ok(Cpu { path, vectors, pool, precision: Precision::Exact, pairs: None, bytes: None })
+        let engines = Engines::new(path, vectors, Precision::Exact);
+        Ok(Cpu { path, vectors, pool, engines })
     }
 
     /// The same with another precision of products; [`Precision::Exact`] at first. Where the processor lacks the
     /// instructions, the next more accurate one that it has.
     pub fn with_precision(self, precision: Precision) -> Cpu {
-        let tiles = (self.path == Path::Amx).then(Amx::detect).flatten().map(Pairs::Tiles);
-        let pairs = tiles.or_else(|| Dot::detect(self.vectors).map(Pairs::Dot));
-        // Tiles of bf16 are faster than bytes whose sums must be scaled group by group.
-        let bytes = if tiles.is_some() { None } else { Vnni::detect(self.vectors) };
-        let (precision, pairs, bytes) = match precision {
-            Precision::Bytes if bytes.is_some() => (precision, pairs, bytes),
-            Precision::Bytes | Precision::Bf16 if pairs.is_some() => (Precision::Bf16, pairs, None),
-            _ => (Precision::Exact, None, None),
-        };
-        Cpu { precision, pairs, bytes, ..self }
+        Cpu { engines: Engines::new(self.path, self.vectors, precision), ..self }
     }
 
     /// The precision in use.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.engines.precision
     }
 
     /// The instruction path in use.

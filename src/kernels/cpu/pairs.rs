@@ -85,6 +85,23 @@ impl Pairs {
         }
     }
 
+    /// Multiplies numbers in registers, so many rounds of [`Pairs::spun`] operations: the engine's peak.
+    pub(super) fn spin(self, rounds: usize) {
+        match self {
+            // SAFETY: the value proves the instructions.
+            Pairs::Dot(_) => unsafe { spin(rounds) },
+            Pairs::Tiles(amx) => amx.spin(rounds / 16),
+        }
+    }
+
+    /// The operations of [`Pairs::spin`], a multiply-add counting two.
+    pub(super) fn spun(self, rounds: usize) -> usize {
+        match self {
+            Pairs::Dot(_) => rounds * CHAINS * 64,
+            Pairs::Tiles(_) => rounds / 16 * 4 * 16 * 16 * 64,
+        }
+    }
+
     pub(super) fn session(self) -> Session {
         match self {
             Pairs::Dot(_) => Session::Dot,
@@ -260,4 +277,27 @@ unsafe fn step<const ROWS: usize, const VECTORS: usize>(
             }
         }
     }
+}
+
+/// Independent sums: enough to hide the latency of a multiply-add.
+const CHAINS: usize = 12;
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn spin(_: usize) {
+    unreachable!("there is no proof of these instructions here")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn spin(rounds: usize) {
+    use std::{hint::black_box, mem::transmute};
+    // SAFETY: 64 bytes stay as they are.
+    let word = black_box(unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f80_3f80)) });
+    let mut sums = [_mm512_setzero_ps(); CHAINS];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, word, word);
+        }
+    }
+    black_box(sums);
 }

@@ -3,7 +3,8 @@
 use std::{hint::black_box, time::Instant};
 
 use super::{
-    Cpu,
+    Cpu, Engines, Precision,
+    bytes::Vnni,
     memory::Aligned,
     path::{Checked, Task},
     simd::Simd,
@@ -16,6 +17,10 @@ pub struct Peak {
     pub flops: f64,
     /// Bytes per second read from memory.
     pub read: f64,
+    /// The same with operands in bf16, by the path's best instruction; `None` where there is none.
+    pub bf16: Option<f64>,
+    /// The same with operands in bytes; `None` where products are not computed so.
+    pub bytes: Option<f64>,
 }
 
 /// Rounds per try, and tries of which the best counts: other programs can only slow them down.
@@ -38,7 +43,9 @@ impl Cpu {
                 buffer
             })
             .collect();
-        let (mut flops, mut read) = (0.0f64, 0.0f64);
+        let rounded = |precision| Engines::new(self.path(), path, precision);
+        let (pairs, bytes) = (rounded(Precision::Bf16).pairs, rounded(Precision::Bytes).bytes);
+        let (mut flops, mut read, mut bf16, mut bytes_rate) = (0.0f64, 0.0f64, None, None);
         for _ in 0..TRIES {
             let seconds = self.time(|_| {
                 black_box(path.run(MultiplyAdd));
@@ -48,8 +55,17 @@ impl Cpu {
                 black_box(sum(path, &buffers[thread]));
             });
             read = read.max((threads * READ) as f64 / seconds);
+            let rate = |operations: usize, seconds: f64| (threads * operations) as f64 / seconds;
+            if let Some(pairs) = pairs {
+                let seconds = self.time(|_| pairs.spin(ROUNDS));
+                bf16 = Some(rate(pairs.spun(ROUNDS), seconds).max(bf16.unwrap_or(0.0)));
+            }
+            if let Some(vnni) = bytes {
+                let seconds = self.time(|_| vnni.spin(ROUNDS));
+                bytes_rate = Some(rate(Vnni::spun(ROUNDS), seconds).max(bytes_rate.unwrap_or(0.0)));
+            }
         }
-        Peak { flops, read }
+        Peak { flops, read, bf16, bytes: bytes_rate }
     }
 
     fn time(&self, work: impl Fn(usize) + Sync) -> f64 {

@@ -66,7 +66,7 @@ impl Cpu {
     /// How activations must lie for products with `weight`.
     pub(super) fn operand(&self, weight: &PackedMatrix) -> Operand {
         let path = self.checked();
-        match (weight.kind(), self.bytes, self.pairs) {
+        match (weight.kind(), self.engines.bytes, self.engines.pairs) {
             (Kind::Blocks, Some(vnni), _) => Operand::Bytes(path, vnni),
             (Kind::Blocks | Kind::Bf16, _, Some(pairs)) => Operand::Pairs(path, pairs),
             _ => Operand::Floats(path),

@@ -221,7 +221,7 @@ impl Cpu {
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels());
         let job = Job {
             path: self.checked(),
-            pairs: self.pairs,
+            pairs: self.engines.pairs,
             operand: self.operand(table),
             hidden,
             table,

@@ -215,10 +215,7 @@ fn encoded(encoded: &Encoded) -> Value {
 
 /// A precision's name, as the configuration has it.
 pub fn precision(precision: Precision) -> &'static str {
-    match precision {
-        Precision::Exact => "exact",
-        Precision::Bytes => "bytes",
-    }
+    precision.name()
 }
 
 fn kv(element: KvElement) -> &'static str {
@@ -253,7 +250,7 @@ mod tests {
             kv: KvElement::Bf16,
             shape: Config::from_json(&serde_json::from_str(shape).unwrap()).unwrap(),
             weights: Splits::default(),
-            peak: Peak { flops: 1e11, read: 1e10 },
+            peak: Peak { flops: 1e11, read: 1e10, bf16: Some(2e11), bytes: None },
             load: Duration::from_secs(2),
             loaded: Some(Memory { peak: 9, anonymous: 5, shared: 1, files: 3 }),
             end: None,

@@ -21,6 +21,10 @@ impl Amx {
         false
     }
 
+    pub(super) fn spin(self, _rounds: usize) {
+        match self.0 {}
+    }
+
     pub(super) fn tiles(self) -> Tiles {
         match self.0 {}
     }

@@ -33,9 +33,9 @@ fn bound(precision: Precision, element: ElementType, x: &[f32], w: &[f32]) -> f6
         };
         parts.map(part).sum()
     } else {
-        // Half a unit in the eighth bit of each factor; weights in bf16 are not rounded.
+        // Half a unit in the last of eight bits of each factor; weights in bf16 are not rounded.
         let units = if blocks { 2.0 } else { 1.0 };
-        x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs())).sum::<f64>() * units / 512.0
+        x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs())).sum::<f64>() * units / 256.0
     };
     rounding * 1.001 + sums + 1e-6
 }
@@ -53,13 +53,14 @@ fn check(element: ElementType, rows: usize, n: usize, k: usize, numbers: &mut Nu
     dequantise(element, &bytes, &mut values).unwrap();
     let x = numbers.vector(rows * k);
     for cpu in rounding(2) {
+        let name = format!("{:?} in {}", cpu.path(), cpu.precision().name());
         let all = product(&cpu, element, (n, k), &bytes, &x);
         // Of many rows, some.
         for row in (0..rows).step_by(rows.div_ceil(40)) {
             let own = &x[row * k..(row + 1) * k];
             for (w, found) in values.chunks(k).zip(&all[row * n..]) {
                 let (error, most) = ((f64::from(*found) - dot(own, w)).abs(), bound(cpu.precision(), element, own, w));
-                assert!(error <= most, "{cpu:?} {element:?} {rows}x{n}x{k}: {error} is more than {most}");
+                assert!(error <= most, "{name} {element:?} {rows}x{n}x{k}: {error} is more than {most}");
             }
         }
         for row in [0, rows / 2, rows - 1] {
@@ -109,7 +110,7 @@ fn a_damaged_row_spoils_no_other_when_rounded() {
                 let bad = product(&cpu, element, (n, k), &bytes, &x);
                 same_bits(&good[..6 * n], &bad[..6 * n]);
                 same_bits(&good[7 * n..], &bad[7 * n..]);
-                assert!(bad[6 * n..7 * n].iter().all(|y| !y.is_finite()), "{cpu:?}");
+                assert!(bad[6 * n..7 * n].iter().all(|y| !y.is_finite()), "{:?}", cpu.path());
             }
         }
     }
@@ -147,8 +148,9 @@ fn experts_stay_close_to_exact_ones_and_are_the_same_in_company() {
     let size = (exact.iter().map(|y| f64::from(y * y)).sum::<f64>() / exact.len() as f64).sqrt();
     for cpu in rounding(2) {
         let all = run(&cpu, 0..rows);
-        let wanted: Vec<f64> = exact.iter().map(|&y| f64::from(y)).collect();
-        close(&all, &wanted, 0.05 * size);
+        let squares: f64 = all.iter().zip(&exact).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let error = (squares / all.len() as f64).sqrt();
+        assert!(error < 0.03 * size, "{:?}: {error} of {size}", cpu.precision());
         for row in [0, 17, rows - 1] {
             same_bits(&run(&cpu, row..row + 1), &all[row * hidden..(row + 1) * hidden]);
         }
