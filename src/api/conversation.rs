@@ -14,7 +14,7 @@ use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
 use super::wire::options::{Function, Tool};
-use crate::prompt::{self, Chat, Fault, PromptError, Text, Thinking};
+use crate::prompt::{self, Chat, Fault, PromptError, StrictTools, Text, Thinking};
 
 /// Longest name of a tool, as in the original API.
 const TOOL_NAME: usize = 64;
@@ -130,34 +130,74 @@ pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, 
     }
 }
 
-/// The tools that the model is told of: none where `choice` says so.
-pub(crate) fn tools(wire: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Vec<Value>, ApiError> {
-    let tools = wire.unwrap_or_default().into_iter().enumerate();
-    let tools = tools.map(|(index, wire)| tool(wire, &format!("tools[{index}]"))).collect::<Result<Vec<_>, _>>()?;
-    offered(tools, choice)
+/// The tools of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Toolbox {
+    /// What the template is told of them.
+    pub declared: Vec<Value>,
+    /// What their calls must fit.
+    pub strict: StrictTools,
 }
 
-/// Those tools, or none where `choice` says so.
-pub(crate) fn offered(tools: Vec<Value>, choice: Option<ToolChoice>) -> Result<Vec<Value>, ApiError> {
-    match choice {
-        None => Ok(tools),
-        Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(tools),
-        Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(Vec::new()),
-        Some(ToolChoice::Mode(mode)) if mode == "required" => Err(not_enforced()),
-        Some(ToolChoice::Named(_)) => Err(not_enforced()),
-        Some(ToolChoice::Mode(_)) => Err(ApiError::invalid("tool_choice", "'tool_choice' must be 'auto' or 'none'.")),
+impl Toolbox {
+    /// Chat's tools: none where `choice` says so.
+    pub(crate) fn new(wire: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
+        let mut tools = Toolbox::default();
+        for (index, tool) in wire.unwrap_or_default().into_iter().enumerate() {
+            let path = format!("tools[{index}]");
+            check_kind(tool.r#type.as_deref(), &path)?;
+            let path = format!("{path}.function");
+            tools.add(tool.function.ok_or_else(|| ApiError::missing(&path))?, &path)?;
+        }
+        tools.offered(choice)
+    }
+
+    /// Adds a function; `path` is where the request describes it.
+    pub(crate) fn add(&mut self, wire: Function, path: &str) -> Result<(), ApiError> {
+        let at = |field: &str| format!("{path}.{field}");
+        let name = wire.name.ok_or_else(|| ApiError::missing(&at("name")))?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.len() > TOOL_NAME || !name.chars().all(legal) {
+            let message =
+                format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
+            return Err(ApiError::invalid(at("name"), message));
+        }
+        if wire.strict == Some(true) {
+            self.strict.insert(&name, wire.parameters.as_ref()).map_err(|error| {
+                let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");
+                ApiError::unsupported(at("parameters"), message)
+            })?;
+        }
+        let mut declared = Map::new();
+        declared.insert("name".into(), name.into());
+        if let Some(description) = wire.description {
+            declared.insert("description".into(), description.into());
+        }
+        if let Some(parameters) = wire.parameters {
+            declared.insert("parameters".into(), parameters.into());
+        }
+        self.declared.push(json!({"type": "function", "function": declared}));
+        Ok(())
+    }
+
+    /// These tools, or none where `choice` says so.
+    pub(crate) fn offered(self, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
+        match choice {
+            None => Ok(self),
+            Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(self),
+            Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(Toolbox::default()),
+            Some(ToolChoice::Mode(mode)) if mode == "required" => Err(not_enforced()),
+            Some(ToolChoice::Named(_)) => Err(not_enforced()),
+            Some(ToolChoice::Mode(_)) => {
+                Err(ApiError::invalid("tool_choice", "'tool_choice' must be 'auto' or 'none'."))
+            }
+        }
     }
 }
 
 fn not_enforced() -> ApiError {
     let message = "This server cannot force the model to call a tool; 'tool_choice' must be 'auto' or 'none'.";
     ApiError::unsupported("tool_choice", message)
-}
-
-fn tool(wire: Tool, path: &str) -> Result<Value, ApiError> {
-    check_kind(wire.r#type.as_deref(), path)?;
-    let path = format!("{path}.function");
-    function(wire.function.ok_or_else(|| ApiError::missing(&path))?, &path)
 }
 
 /// Refuses a tool that is no function.
@@ -168,31 +208,6 @@ pub(crate) fn check_kind(kind: Option<&str>, path: &str) -> Result<(), ApiError>
         Some(_) => Err(ApiError::unsupported(path, "The type of a tool must be 'function'.")),
         None => Err(ApiError::missing(&path)),
     }
-}
-
-/// A function as the template is told of it; `path` is where the request describes it.
-pub(crate) fn function(wire: Function, path: &str) -> Result<Value, ApiError> {
-    let at = |field: &str| format!("{path}.{field}");
-    let name = wire.name.ok_or_else(|| ApiError::missing(&at("name")))?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if name.is_empty() || name.len() > TOOL_NAME || !name.chars().all(legal) {
-        let message =
-            format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
-        return Err(ApiError::invalid(at("name"), message));
-    }
-    if wire.strict == Some(true) {
-        let message = "The schema of arguments is not enforced; leave 'strict' out or set it to false.";
-        return Err(ApiError::unsupported(at("strict"), message));
-    }
-    let mut declared = Map::new();
-    declared.insert("name".into(), name.into());
-    if let Some(description) = wire.description {
-        declared.insert("description".into(), description.into());
-    }
-    if let Some(parameters) = wire.parameters {
-        declared.insert("parameters".into(), parameters.into());
-    }
-    Ok(json!({"type": "function", "function": declared}))
 }
 
 /// Whether the model is to think, and what else the template is told.

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
-use crate::prompt::{Dialect, Opening, Text};
+use crate::prompt::{Dialect, Opening, Rules, StrictTools};
 use crate::scheduler::{Choice, Job};
 
 /// A prompt in tokens.
@@ -58,6 +58,8 @@ pub(crate) struct Plan {
     pub top_k: u8,
     pub dialect: Dialect,
     pub calls: Calls,
+    /// What calls must fit.
+    pub strict: StrictTools,
     /// The request's field that holds the prompt, for errors.
     pub field: &'static str,
 }
@@ -67,18 +69,23 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let context = state.engine().limits().context;
     let order = &plan.order;
     let drafts = order.delivery.drafts();
+    let (text, strict) = (state.text(), Arc::new(plan.strict));
+    let rules = Rules { stop: &order.stop, strict: Some(&strict) };
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
         let max_tokens = room(prompt.ids.len(), plan.max_tokens, context, plan.field)?;
         prompt_sizes.push(prompt.ids.len());
-        let text = state.text();
+        // Two prompts of a request draw the same numbers, so each gets the text it would get alone.
+        let choice = |stream: usize| Choice {
+            seed: order.seed,
+            stream: stream as u32,
+            gate: text.gate(prompt.opening, plan.dialect, rules),
+        };
         let job = Job {
             prompt: prompt.ids.into(),
             resume_points: prompt.resume_points,
-            choices: (0..plan.choices)
-                .map(|stream| choice(text, order, plan.dialect, prompt.opening, stream))
-                .collect(),
+            choices: (0..plan.choices).map(choice).collect(),
             max_tokens,
             sampler: order.sampler,
             draw: order.draw,
@@ -97,16 +104,11 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             bounds: Bounds { max_tokens, max_steps: order.sampler.max_steps },
         };
         for reader in ticket.choices {
-            let text = text.reader(prompt.opening, plan.dialect, &order.stop);
+            let text = text.reader(prompt.opening, plan.dialect, rules);
             voices.push(Voice::new(voices.len(), reader, text, manner));
         }
     }
     Ok(Pump::new(voices, prompt_sizes, plan.choices))
-}
-
-/// One continuation. Two prompts of a request draw the same numbers, so each gets the text it would get alone.
-fn choice(text: &Arc<Text>, order: &Order, dialect: Dialect, opening: Opening, stream: usize) -> Choice {
-    Choice { seed: order.seed, stream: stream as u32, gate: text.gate(opening, dialect, &order.stop) }
 }
 
 /// How many tokens the answer may have: what was asked for, as far as the context holds it.

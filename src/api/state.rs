@@ -19,6 +19,8 @@ pub struct ModelCard {
     pub aliases: Vec<String>,
     /// How its canvases are denoised unless a request says otherwise.
     pub sampler: Sampler,
+    /// What else its text depends on, such as its number formats; in no particular form.
+    pub variant: String,
 }
 
 /// What every handler can reach. Cheap to clone.
@@ -40,7 +42,7 @@ impl AppState {
     pub fn new(settings: ApiSettings, card: ModelCard, text: Arc<Text>, engine: Handle) -> AppState {
         // The standard hasher without a seed: the same for a build and a model, on every machine and at every start.
         let mut hasher = DefaultHasher::new();
-        (env!("CARGO_PKG_VERSION"), &card.id, engine.limits().context, engine.limits().vocabulary).hash(&mut hasher);
+        (env!("CARGO_PKG_VERSION"), &card.id, &card.variant, engine.limits().vocabulary).hash(&mut hasher);
         let fingerprint = format!("fp_{:016x}", hasher.finish());
         let meters = Meters::new();
         AppState(Arc::new(Inner { settings, card, started: unix_seconds(), fingerprint, text, engine, meters }))

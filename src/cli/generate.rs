@@ -14,7 +14,7 @@ use super::wire::{self, House};
 use super::{CliError, runtime};
 use crate::config::Override;
 use crate::pass::Draw;
-use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Text, TextReader, Thinking};
+use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text, TextReader, Thinking};
 use crate::scheduler::{Choice, Draft, Drafts, Event, Job, Phase, Reader};
 use crate::telemetry;
 
@@ -138,7 +138,7 @@ fn begin(
         choices: vec![Choice {
             seed: arguments.seed.unwrap_or_else(fresh_seed),
             stream: 0,
-            gate: text.gate(opening, dialect, &[]),
+            gate: text.gate(opening, dialect, Rules::default()),
         }],
         max_tokens: max_tokens.unwrap_or(left),
         sampler: house.sampler,
@@ -157,7 +157,7 @@ fn begin(
     let mut ticket = handle.submit(job)?;
     let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;
     let signals = Signals::new().map_err(CliError::io("signals cannot be received"))?;
-    Ok(Answer { reader, text: text.reader(opening, dialect, &[]), signals })
+    Ok(Answer { reader, text: text.reader(opening, dialect, Rules::default()), signals })
 }
 
 /// A seed nobody knows beforehand: the standard library seeds its hashers from the system's random numbers.

@@ -80,7 +80,12 @@ async fn serve(config: Config, keys: Keys, listener: std::net::TcpListener, hous
     greet(&house, &config, &keys, address);
 
     let handle = house.engine.handle();
-    let card = ModelCard { id: house.name, aliases: config.model_aliases.clone(), sampler: house.sampler };
+    let card = ModelCard {
+        id: house.name,
+        aliases: config.model_aliases.clone(),
+        sampler: house.sampler,
+        variant: variant(&config),
+    };
     let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
     let bounds =
         Bounds { connections: config.max_connections, head: Duration::from_secs(config.header_timeout_seconds) };
@@ -111,6 +116,13 @@ async fn serve(config: Config, keys: Keys, listener: std::net::TcpListener, hous
         }
     }
     Ok(())
+}
+
+/// Everything beside checkpoint and build on which the text of a seed depends.
+fn variant(config: &Config) -> String {
+    let Config { device, dtype, quantize, precision, kv_dtype, .. } = config;
+    let instructions = crate::kernels::cpu::Path::detect().name();
+    format!("{device} {instructions} {dtype:?} {quantize:?} {precision:?} {kv_dtype:?}")
 }
 
 /// Resolves when the engine has ended by itself.

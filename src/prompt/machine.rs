@@ -10,6 +10,7 @@ use super::chat::Opening;
 use super::detokenize::Detokenizer;
 use super::lexicon::{Lexicon, Mark};
 use super::stop::{Scan, StopScanner};
+use super::strict::StrictTools;
 use crate::scheduler::FinishReason;
 
 /// What the thought channel begins with.
@@ -24,6 +25,15 @@ pub enum Dialect {
     ChatWithoutTools,
     /// A plain continuation: everything is content.
     Raw,
+}
+
+/// What a request demands of an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rules<'a> {
+    /// Strings before which the answer ends; looked for in the content.
+    pub stop: &'a [String],
+    /// What calls must fit; a call that does not is shown as content.
+    pub strict: Option<&'a Arc<StrictTools>>,
 }
 
 /// What a token of an answer belongs to.
@@ -90,6 +100,7 @@ pub(super) struct Machine {
     place: Place,
     detokenizer: Detokenizer,
     stop: StopScanner,
+    strict: Option<Arc<StrictTools>>,
     title: Title,
     /// Text held back: a possible title, or leading space of a thought.
     head: String,
@@ -101,7 +112,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(lexicon: Arc<Lexicon>, opening: Opening, dialect: Dialect, stop: &[String]) -> Machine {
+    pub(super) fn new(lexicon: Arc<Lexicon>, opening: Opening, dialect: Dialect, rules: Rules) -> Machine {
         let place = match (dialect, opening) {
             (Dialect::Chat | Dialect::ChatWithoutTools, Opening::Reasoning) => Place::Reasoning,
             _ => Place::Content,
@@ -112,7 +123,8 @@ impl Machine {
             dialect,
             place,
             detokenizer: Detokenizer::default(),
-            stop: StopScanner::new(stop),
+            stop: StopScanner::new(rules.stop),
+            strict: rules.strict.cloned(),
             title: if raw { Title::Over } else { Title::Expected },
             head: String::new(),
             blank: if raw { Blank::Shown } else { Blank::Waits },
@@ -308,7 +320,10 @@ impl Machine {
 
     fn call(&mut self, ids: &[u32], out: &mut Vec<Delta>) {
         let symbols = self.symbols(ids);
-        let call = call::read(&symbols).filter(|_| self.dialect == Dialect::Chat);
+        let call = call::read(&symbols).filter(|call| {
+            let admitted = self.strict.as_ref().is_none_or(|strict| strict.admit(&call.name, &call.arguments));
+            self.dialect == Dialect::Chat && admitted
+        });
         match call {
             Some(call) => {
                 self.calls += 1;

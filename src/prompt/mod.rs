@@ -17,6 +17,7 @@ mod python;
 mod reader;
 mod shield;
 mod stop;
+mod strict;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -27,8 +28,9 @@ use tokenizers::Tokenizer;
 
 pub use chat::{Chat, Content, Message, Opening, Part, Prompt, Role, Thinking, ToolCall};
 pub use error::{Fault, PromptError};
-pub use machine::{Channel, Delta, Dialect};
+pub use machine::{Channel, Delta, Dialect, Rules};
 pub use reader::{DraftText, TextReader};
+pub use strict::{StrictTools, UncheckedSchema};
 
 use encode::AddedTokens;
 use lexicon::{Lexicon, Mark, THOUGHT_CLOSE, THOUGHT_OPEN};
@@ -172,17 +174,17 @@ impl Text {
     }
 
     /// Decides for one answer, on the engine's thread, when it is complete.
-    pub fn gate(&self, opening: Opening, dialect: Dialect, stop: &[String]) -> Box<dyn CommitGate> {
-        Box::new(Gate(self.machine(opening, dialect, stop)))
+    pub fn gate(&self, opening: Opening, dialect: Dialect, rules: Rules) -> Box<dyn CommitGate> {
+        Box::new(Gate(self.machine(opening, dialect, rules)))
     }
 
     /// Turns one answer's tokens into text; comes to the same end as [`Text::gate`] made alike.
-    pub fn reader(&self, opening: Opening, dialect: Dialect, stop: &[String]) -> TextReader {
-        TextReader::new(self.machine(opening, dialect, stop))
+    pub fn reader(&self, opening: Opening, dialect: Dialect, rules: Rules) -> TextReader {
+        TextReader::new(self.machine(opening, dialect, rules))
     }
 
-    fn machine(&self, opening: Opening, dialect: Dialect, stop: &[String]) -> Machine {
-        Machine::new(Arc::clone(&self.lexicon), opening, dialect, stop)
+    fn machine(&self, opening: Opening, dialect: Dialect, rules: Rules) -> Machine {
+        Machine::new(Arc::clone(&self.lexicon), opening, dialect, rules)
     }
 
     /// Where turns begin, the first aside: that is where the turns before them end.

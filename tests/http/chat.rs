@@ -230,6 +230,25 @@ async fn several_calls_come_in_one_turn() {
 }
 
 #[tokio::test]
+async fn a_strict_tool_gets_calls_that_fit_and_no_others() {
+    let app = App::new();
+    for (city, fits) in [(json!({"type": "string"}), true), (json!({"enum": ["Rome"]}), false)] {
+        let parameters = json!({"type": "object", "properties": {"city": city}, "additionalProperties": false});
+        let function = json!({"name": "weather", "strict": true, "parameters": parameters});
+        let tools = json!([{"type": "function", "function": function}]);
+        let reply = app.chat("call", json!({"tools": tools})).await.ok();
+        let (message, reason) = (&reply["choices"][0]["message"], &reply["choices"][0]["finish_reason"]);
+        assert_eq!(message.get("tool_calls").is_some(), fits);
+        assert_eq!(reason, if fits { "tool_calls" } else { "stop" });
+        assert!(fits || message["content"].as_str().unwrap().contains("Paris"), "{reply}");
+        let mut flat = function;
+        flat["type"] = json!("function");
+        let reply = app.post("/v1/responses", &json!({"input": "call", "tools": [flat]})).await.ok();
+        assert_eq!(reply["output"][0]["type"], if fits { "function_call" } else { "message" });
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_is_none_is_content() {
     let app = App::new();
     let reply = app.chat("broken", json!({"tools": weather()})).await.ok();
@@ -404,7 +423,10 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"tools": [{}]}), "tools[0].type"),
         (tool(json!({})), "tools[0].function.name"),
         (tool(json!({"name": "two words"})), "tools[0].function.name"),
-        (tool(json!({"name": "f", "strict": true})), "tools[0].function.strict"),
+        (
+            tool(json!({"name": "f", "strict": true, "parameters": {"properties": {"a": {"pattern": "x"}}}})),
+            "tools[0].function.parameters",
+        ),
         (tool(json!({"name": "f", "parameters": "none"})), "tools[0].function.parameters"),
         (json!({"response_format": {"type": "json_object"}}), "response_format.type"),
         (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.type"),

@@ -144,6 +144,41 @@ async fn a_full_queue_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn time_that_is_over_before_the_first_step_is_a_408() {
+    let app = App::with(ApiSettings::default(), Settings { max_running: 1, ..Settings::default() });
+    let busy = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    let body = chat_body("babble", json!({"max_tokens": 400, "stream": true}));
+    let busy = app.send(busy.body(Body::from(body.to_string())).unwrap()).await;
+    let fields = json!({"diffusion": {"timeout_ms": 1}});
+    assert_eq!(app.chat("hello", fields.clone()).await.refused(408)["code"], "deadline_exceeded");
+    // In a stream, whose head is on its way already, as an event.
+    let body = chat_body("hello", json!({"stream": true, "diffusion": {"timeout_ms": 1}}));
+    let events = app.post("/v1/chat/completions", &body).await.raw_events();
+    assert!(events.last().unwrap().contains("deadline_exceeded"), "{events:?}");
+    drop(busy);
+    // The server's own limit holds without a request's.
+    let app = app_with_limit(Duration::from_millis(1));
+    let reply = app.chat("babble", json!({})).await;
+    assert!(reply.status.as_u16() == 408 || reply.ok()["choices"][0]["finish_reason"] == "length");
+}
+
+fn app_with_limit(request_timeout: Duration) -> App {
+    app(ApiSettings { request_timeout, ..ApiSettings::default() })
+}
+
+#[tokio::test]
+async fn chat_without_a_limit_gets_the_configured_one() {
+    let app = app(ApiSettings { default_max_tokens: Some(5), ..ApiSettings::default() });
+    let said = async |path: &str, body: serde_json::Value| app.post(path, &body).await.ok()["usage"].clone();
+    let chat = |fields| chat_body("babble", fields);
+    assert_eq!(said("/v1/chat/completions", chat(json!({}))).await["completion_tokens"], 5);
+    assert_eq!(said("/v1/chat/completions", chat(json!({"max_tokens": 9}))).await["completion_tokens"], 9);
+    assert_eq!(said("/v1/responses", json!({"input": "babble"})).await["output_tokens"], 5);
+    // Completions have their own.
+    assert_eq!(said("/v1/completions", json!({"prompt": "babble"})).await["completion_tokens"], 16);
+}
+
+#[tokio::test]
 async fn a_draining_server_takes_no_more() {
     let app = App::new();
     let App { router, engine } = app;

@@ -10,6 +10,7 @@ mod fuzz;
 mod guard;
 mod parrot;
 mod responses;
+mod shapes;
 mod small;
 mod streams;
 mod support;

@@ -109,6 +109,7 @@ impl App {
             id: MODEL.into(),
             aliases: vec![ALIAS.into()],
             sampler: Sampler { max_steps: 12, ..Sampler::default() },
+            variant: String::new(),
         };
         let state = AppState::new(api, card, Arc::new(text), engine.handle());
         App { router: router(state), engine }

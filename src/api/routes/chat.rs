@@ -5,7 +5,7 @@ use axum::response::Response;
 
 use super::super::body::Body;
 use super::super::chunks::{self, ChunkDialect};
-use super::super::conversation::{Reflection, encode_chat, messages, tools};
+use super::super::conversation::{Reflection, Toolbox, encode_chat, messages};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::generation::{Calls, Plan, start};
@@ -55,8 +55,8 @@ pub(crate) async fn chat(
     let reflection = Reflection::new("reasoning_effort", request.reasoning_effort, request.chat_template_kwargs)?;
     reflection.note_unread(state.text(), &mut ignored);
     let messages = messages(request.messages, "messages")?;
-    let tools = tools(request.tools, request.tool_choice)?;
-    let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: reflection.kwargs };
+    let tools = Toolbox::new(request.tools, request.tool_choice)?;
+    let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: reflection.kwargs };
     let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
     let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
     let delivery = order.delivery;
@@ -68,6 +68,7 @@ pub(crate) async fn chat(
         top_k: alternatives.unwrap_or(0) as u8,
         dialect: calls.dialect(),
         calls,
+        strict: tools.strict,
         field: "messages",
     };
     let pump = start(&state, plan)?;

@@ -16,7 +16,7 @@ use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::super::wire::either::Prompt;
-use crate::prompt::{Dialect, Opening};
+use crate::prompt::{Dialect, Opening, StrictTools};
 
 /// Tokens of an answer unless a request says otherwise, as in the original API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -74,6 +74,7 @@ pub(crate) async fn completions(
         top_k: alternatives.unwrap_or(0) as u8,
         dialect: Dialect::Raw,
         calls: Calls::None,
+        strict: StrictTools::default(),
         field: "prompt",
     };
     let pump = start(&state, plan)?;

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::super::body::Body;
-use super::super::conversation::{Reflection, aside, encode_chat, messages, of_prompt, tools};
+use super::super::conversation::{Reflection, Toolbox, aside, encode_chat, messages, of_prompt};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::state::AppState;
@@ -40,7 +40,7 @@ pub(crate) async fn tokenize(
             let reflection = Reflection::new("", None, request.chat_template_kwargs)?;
             reflection.note_unread(state.text(), &mut ignored);
             let messages = messages(Some(wire), "messages")?;
-            let tools = tools(request.tools, None)?;
+            let tools = Toolbox::new(request.tools, None)?.declared;
             let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: reflection.kwargs };
             encode_chat(&state, chat, "messages", reflection.field).await?.ids
         }

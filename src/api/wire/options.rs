@@ -100,10 +100,12 @@ pub struct Function {
     pub name: Option<String>,
     /// What it does, in words for the model.
     pub description: Option<String>,
-    /// JSON schema of its arguments, an object; shown to the model, not enforced.
+    /// JSON schema of its arguments, an object; shown to the model, and enforced where `strict` says so.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Map<String, Value>>,
-    /// `false` is accepted. `true` is refused: arguments are always valid JSON, but the schema is not enforced.
+    /// `true`: a call whose arguments do not fit the schema comes as content, not as a call. A schema with keywords that
+    /// are not checked (such as `pattern`; `format` demands nothing) is refused. Default false: arguments are valid JSON,
+    /// and no more.
     pub strict: Option<bool>,
 }
 

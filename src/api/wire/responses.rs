@@ -88,7 +88,7 @@ pub struct ResponsesRequest {
 }
 
 /// A function that the model may call.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 pub struct FunctionTool {
     /// `function`; another kind is refused.
     #[schema(required = true, nullable = false)]
@@ -98,7 +98,7 @@ pub struct FunctionTool {
     pub name: Option<String>,
     /// What it does, in words for the model.
     pub description: Option<String>,
-    /// JSON schema of its arguments, an object; shown to the model.
+    /// JSON schema of its arguments, an object; shown to the model, and enforced where `strict` says so.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Map<String, Value>>,
     /// As in chat.
@@ -209,8 +209,7 @@ pub struct ResponseObject {
     /// `auto` or `none`.
     pub tool_choice: &'static str,
     /// As they were sent.
-    #[schema(value_type = Vec<Object>)]
-    pub tools: Vec<Value>,
+    pub tools: Vec<FunctionTool>,
     /// `disabled`.
     pub truncation: &'static str,
     /// What it cost; null until it is complete.

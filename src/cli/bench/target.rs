@@ -8,7 +8,7 @@ use crate::cli::CliError;
 use crate::cli::wire::House;
 use crate::diffusion::{Effort, Sampler};
 use crate::pass::Draw;
-use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Text};
+use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text};
 use crate::scheduler::{Choice, Drafts, Event, Handle, Job};
 
 /// What is asked once.
@@ -215,7 +215,7 @@ async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Q
     let job = Job {
         prompt: Arc::from(ids),
         resume_points,
-        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, &[]) }],
+        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) }],
         max_tokens: question.max_tokens,
         sampler,
         draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
@@ -225,7 +225,7 @@ async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Q
         timeout: None,
         drafts: Drafts::Off,
     };
-    let mut writer = text.reader(opening, dialect, &[]);
+    let mut writer = text.reader(opening, dialect, Rules::default());
     let mut reader = handle.submit(job)?.choices.pop().ok_or(CliError::EngineStopped)?;
     let mut answer = String::new();
     let mut write = |deltas: Vec<Delta>| {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::fixtures::{demo_tokenizer, ids, plain};
-use crate::prompt::{Channel, Delta, Dialect, Opening, Text};
+use crate::prompt::{Channel, Delta, Dialect, Opening, Rules, StrictTools, Text};
 use crate::scheduler::{FinishReason, Verdict};
 
 /// What a client ends up with.
@@ -39,8 +39,8 @@ const CHAT: Ask = Ask { opening: Opening::Content, dialect: Dialect::Chat, stop:
 /// Reads canvases as server and client do: the gate says how much belongs to the answer, the reader gets that.
 fn read(text: &Text, ask: Ask, canvases: &[&[u32]]) -> (Answer, Option<FinishReason>, usize) {
     let stop: Vec<String> = ask.stop.iter().map(|stop| (*stop).to_owned()).collect();
-    let mut gate = text.gate(ask.opening, ask.dialect, &stop);
-    let mut reader = text.reader(ask.opening, ask.dialect, &stop);
+    let mut gate = text.gate(ask.opening, ask.dialect, Rules { stop: &stop, ..Rules::default() });
+    let mut reader = text.reader(ask.opening, ask.dialect, Rules { stop: &stop, ..Rules::default() });
     let (mut answer, mut reason, mut kept) = (Answer::default(), None, 0);
     for canvas in canvases {
         let keep = match gate.commit(canvas) {
@@ -249,7 +249,7 @@ fn stop_strings_cut_the_content_and_count_up_to_themselves() {
 #[test]
 fn channels_tell_what_each_token_is_part_of() {
     let text = plain();
-    let mut reader = text.reader(Opening::Content, Dialect::Chat, &[]);
+    let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules::default());
     let spelled =
         ["<|channel>", "thought\n", "Hm.", "<channel|>", "Yes.", "<|tool_call>", "call:f{}", "<tool_call|>", "<turn|>"];
     let expected = [
@@ -275,7 +275,7 @@ fn channels_tell_what_each_token_is_part_of() {
 fn drafts_show_what_the_canvas_would_say() {
     let text = plain();
     let stop = ["END".to_owned()];
-    let mut reader = text.reader(Opening::Content, Dialect::Chat, &stop);
+    let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules { stop: &stop, ..Rules::default() });
     let draft = |reader: &crate::prompt::TextReader, spelled: &str| {
         let draft = reader.draft(&ids(spelled));
         (draft.channel, draft.text)
@@ -340,6 +340,34 @@ fn tokens() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(token, 0..40)
 }
 
+#[test]
+fn a_call_that_a_strict_tool_does_not_admit_is_content() {
+    let text = plain();
+    let mut strict = StrictTools::default();
+    let schema = serde_json::json!({"properties": {"city": {"type": "string"}}, "required": ["city"]});
+    strict.insert("weather", schema.as_object()).unwrap();
+    let strict = std::sync::Arc::new(strict);
+    let rules = Rules { strict: Some(&strict), ..Rules::default() };
+    for (call, is_call) in [
+        ("call:weather{city:<|\"|>Rome<|\"|>}", true),
+        ("call:weather{city:1}", false),
+        ("call:weather{}", false),
+        ("call:other{}", true),
+    ] {
+        let tokens = ids(&format!("<|tool_call>{call}<tool_call|><turn|>"));
+        let reason = match text.gate(Opening::Content, Dialect::Chat, rules).commit(&tokens) {
+            Verdict::Finish { reason, .. } => reason,
+            Verdict::Continue => panic!("{call} does not end"),
+        };
+        assert_eq!(reason == FinishReason::ToolCalls, is_call, "{call}");
+        let mut answer = Answer::default();
+        let mut reader = text.reader(Opening::Content, Dialect::Chat, rules);
+        answer.add(reader.push(&tokens));
+        answer.add(reader.finish());
+        assert_eq!((answer.calls.len(), answer.content.is_empty()), (usize::from(is_call), is_call), "{call}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -378,7 +406,7 @@ proptest! {
     #[test]
     fn a_draft_says_what_the_canvas_would_say(before in tokens(), canvas in tokens()) {
         let text = plain();
-        let mut reader = text.reader(Opening::Content, Dialect::Chat, &[]);
+        let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules::default());
         reader.push(&before);
         let draft = reader.draft(&canvas);
         prop_assert_eq!(&draft, &reader.draft(&canvas), "a draft changes nothing");

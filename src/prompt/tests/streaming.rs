@@ -6,11 +6,11 @@ use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
 use super::fixtures::{PLAIN, demo_tokenizer, plain, texts};
-use crate::prompt::{Delta, Dialect, Opening, Text};
+use crate::prompt::{Delta, Dialect, Opening, Rules, Text};
 
 /// The pieces a plain answer arrives in, token by token.
 fn pieces(text: &Text, ids: &[u32]) -> Vec<String> {
-    let mut reader = text.reader(Opening::Content, Dialect::Raw, &[]);
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules::default());
     let mut pieces: Vec<String> = ids.iter().map(|&id| said(reader.push(&[id]))).collect();
     pieces.push(said(reader.finish()));
     pieces
@@ -72,7 +72,7 @@ proptest! {
 fn bytes_of_one_character_wait_for_each_other_across_canvases() {
     let (tokenizer, text) = (demo_tokenizer(), plain());
     let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>")).unwrap();
-    let mut reader = text.reader(Opening::Content, Dialect::Chat, &[]);
+    let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules::default());
     assert!(reader.push(&[byte(0xE6), byte(0x97)]).is_empty());
     assert_eq!(reader.push(&[byte(0xA5), byte(0xE6)]), vec![Delta::Content("日".into())]);
     assert_eq!(reader.draft(&[byte(0x9C), byte(0xAC)]).text, "本");

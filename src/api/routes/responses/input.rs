@@ -5,9 +5,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
-
-use super::super::super::conversation::{arguments, check_kind, content, function, one};
+use super::super::super::conversation::{Toolbox, arguments, check_kind, content, one};
 use super::super::super::error::ApiError;
 use super::super::super::wire::chat::Message;
 use super::super::super::wire::either::{Content, Input};
@@ -99,13 +97,14 @@ impl Turns {
     }
 }
 
-/// The functions as the template is told of them.
-pub(super) fn tools(wire: Option<Vec<FunctionTool>>) -> Result<Vec<Value>, ApiError> {
-    let tools = wire.unwrap_or_default().into_iter().enumerate().map(|(index, tool)| {
+/// The functions that the model may call.
+pub(super) fn tools(wire: &[FunctionTool]) -> Result<Toolbox, ApiError> {
+    let mut tools = Toolbox::default();
+    for (index, tool) in wire.iter().enumerate() {
         let path = format!("tools[{index}]");
         check_kind(tool.r#type.as_deref(), &path)?;
-        let FunctionTool { name, description, parameters, strict, .. } = tool;
-        function(Function { name, description, parameters, strict }, &path)
-    });
-    tools.collect()
+        let FunctionTool { name, description, parameters, strict, .. } = tool.clone();
+        tools.add(Function { name, description, parameters, strict }, &path)?;
+    }
+    Ok(tools)
 }

@@ -6,11 +6,11 @@ mod writer;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use uuid::Uuid;
 
 use super::super::body::Body;
-use super::super::conversation::{Reflection, encode_chat, offered};
+use super::super::conversation::{Reflection, encode_chat};
 use super::super::document::Failures;
 use super::super::error::ApiError;
 use super::super::generation::{Calls, Plan, start};
@@ -64,11 +64,11 @@ pub(crate) async fn responses(
     let effort = request.reasoning.as_ref().and_then(|reasoning| reasoning.effort);
     let reflection = Reflection::new("reasoning.effort", effort, None)?;
     let messages = input::conversation(request.instructions.clone(), request.input.take())?;
-    let declared = input::tools(request.tools.take())?;
-    let tools = offered(declared.clone(), request.tool_choice.take())?;
-    let choice = if tools.len() == declared.len() { "auto" } else { "none" };
-    let calls = Calls::of(&tools, request.parallel_tool_calls);
-    let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: Map::new() };
+    let given = request.tools.take().unwrap_or_default();
+    let tools = input::tools(&given)?.offered(request.tool_choice.take())?;
+    let choice = if tools.declared.len() == given.len() { "auto" } else { "none" };
+    let calls = Calls::of(&tools.declared, request.parallel_tool_calls);
+    let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: Map::new() };
     let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
     let delivery = order.delivery;
     let plan = Plan {
@@ -79,6 +79,7 @@ pub(crate) async fn responses(
         top_k: 0,
         dialect: calls.dialect(),
         calls,
+        strict: tools.strict,
         field: "input",
     };
     let pump = start(&state, plan)?;
@@ -103,7 +104,7 @@ pub(crate) async fn responses(
         top_p: request.top_p.unwrap_or(1.0),
         text: json!({"format": {"type": "text"}}),
         tool_choice: choice,
-        tools: declared.iter().map(flat).collect(),
+        tools: given,
         truncation: "disabled",
         usage: None,
         metadata: request.metadata.unwrap_or_default(),
@@ -120,14 +121,6 @@ pub(crate) async fn responses(
         Delivery::Stream { .. } => sse::respond(pump, writer, state.settings().keep_alive),
     };
     Ok(ignored.attach(response))
-}
-
-/// A declared tool in this endpoint's flat form.
-fn flat(tool: &Value) -> Value {
-    let mut flat = tool["function"].clone();
-    flat["type"] = json!("function");
-    flat["strict"] = json!(tool["function"]["strict"].as_bool().unwrap_or(false));
-    flat
 }
 
 /// Refuses fields that ask for what this endpoint does not do.

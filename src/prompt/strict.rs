@@ -1,0 +1,329 @@
+//! What strict tools demand of a call's arguments: a subset of JSON Schema, checked when a call has been read.
+//!
+//! Pure. A keyword outside the subset is refused when the tool is declared, so that nothing is quietly not checked.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+/// Keywords that demand nothing. `format` is one of them by the standard's own default.
+const ANNOTATIONS: [&str; 11] = [
+    "title",
+    "description",
+    "default",
+    "examples",
+    "format",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "$schema",
+    "$id",
+    "$comment",
+];
+/// Keywords whose value is a schema, a list of schemas, or schemas by name.
+const ONE: [&str; 2] = ["additionalProperties", "items"];
+const LISTS: [&str; 3] = ["anyOf", "allOf", "oneOf"];
+const NAMED: [&str; 3] = ["properties", "$defs", "definitions"];
+/// Keywords whose value is a number.
+const BOUNDS: [&str; 9] = [
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+];
+const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
+
+/// Most schemas looked at for one call, and most within each other: references may lead in circles, and alternatives
+/// multiply.
+const EFFORT: usize = 20_000;
+const DEPTH: usize = 200;
+
+/// Tools whose calls must fit their schemas. A call that does not is no call.
+#[derive(Debug, Clone, Default)]
+pub struct StrictTools(HashMap<String, Value>);
+
+/// A schema of which not everything can be checked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{keyword:?} at {place} cannot be checked")]
+pub struct UncheckedSchema {
+    /// Where, as a path into the schema.
+    pub place: String,
+    /// The keyword.
+    pub keyword: String,
+}
+
+impl StrictTools {
+    /// Adds a tool; no schema demands nothing.
+    ///
+    /// # Errors
+    /// [`UncheckedSchema`] where the schema uses what is not checked here.
+    pub fn insert(&mut self, tool: &str, schema: Option<&Map<String, Value>>) -> Result<(), UncheckedSchema> {
+        let schema = Value::Object(schema.cloned().unwrap_or_default());
+        understand(&schema, &schema, "its root")?;
+        self.0.insert(tool.to_owned(), schema);
+        Ok(())
+    }
+
+    /// Whether a call is as its tool demands; JSON text of an object.
+    pub(super) fn admit(&self, tool: &str, arguments: &str) -> bool {
+        let Some(root) = self.0.get(tool) else { return true };
+        let mut check = Check { root, effort: EFFORT, depth: DEPTH };
+        serde_json::from_str(arguments).is_ok_and(|value| check.fits(root, &value))
+    }
+}
+
+/// Looks through a schema for what cannot be checked.
+fn understand(root: &Value, schema: &Value, place: &str) -> Result<(), UncheckedSchema> {
+    let wrong = |keyword: &str| UncheckedSchema { place: place.to_owned(), keyword: keyword.to_owned() };
+    let map = match schema {
+        Value::Bool(_) => return Ok(()),
+        Value::Object(map) => map,
+        _ => return Err(wrong("a value that is no schema")),
+    };
+    for (keyword, rule) in map {
+        let name = keyword.as_str();
+        let inside = |inner: &str| format!("{place}.{keyword}{inner}");
+        let known = match (name, rule) {
+            (_, _) if ANNOTATIONS.contains(&name) => true,
+            (_, rule) if ONE.contains(&name) => understand(root, rule, &inside("")).map(|()| true)?,
+            (_, Value::Array(all)) if LISTS.contains(&name) => {
+                let mut all = all.iter().enumerate();
+                all.try_for_each(|(index, rule)| understand(root, rule, &inside(&format!("[{index}]"))))?;
+                true
+            }
+            (_, Value::Object(named)) if NAMED.contains(&name) => {
+                named.iter().try_for_each(|(key, rule)| understand(root, rule, &inside(&format!(".{key}"))))?;
+                true
+            }
+            (_, rule) if BOUNDS.contains(&name) => rule.is_number(),
+            ("type", Value::String(kind)) => TYPES.contains(&kind.as_str()),
+            ("type", Value::Array(kinds)) => kinds.iter().all(|kind| kind.as_str().is_some_and(|k| TYPES.contains(&k))),
+            ("required", Value::Array(names)) => names.iter().all(Value::is_string),
+            ("enum", Value::Array(_)) | ("const", _) => true,
+            ("$ref", Value::String(to)) => target(root, to).is_some(),
+            _ => false,
+        };
+        if !known {
+            return Err(wrong(keyword));
+        }
+    }
+    Ok(())
+}
+
+/// What a reference within the schema points at.
+fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    root.pointer(reference.strip_prefix('#')?)
+}
+
+/// One check of one call.
+struct Check<'a> {
+    root: &'a Value,
+    /// What is left of [`EFFORT`] and of [`DEPTH`].
+    effort: usize,
+    depth: usize,
+}
+
+impl Check<'_> {
+    fn fits(&mut self, schema: &Value, value: &Value) -> bool {
+        if self.effort == 0 || self.depth == 0 {
+            return false;
+        }
+        self.effort -= 1;
+        self.depth -= 1;
+        let fits = match schema {
+            Value::Object(map) => map.iter().all(|(keyword, rule)| self.obeys(map, keyword, rule, value)),
+            schema => *schema == Value::Bool(true),
+        };
+        self.depth += 1;
+        fits
+    }
+
+    /// One keyword of a schema that has been understood. A rule about another type of value holds.
+    fn obeys(&mut self, schema: &Map<String, Value>, keyword: &str, rule: &Value, value: &Value) -> bool {
+        match (keyword, rule, value) {
+            ("type", Value::Array(kinds), _) => kinds.iter().any(|kind| is(value, kind)),
+            ("type", kind, _) => is(value, kind),
+            ("enum", Value::Array(all), _) => all.iter().any(|one| same(one, value)),
+            ("const", one, _) => same(one, value),
+            ("$ref", Value::String(to), _) => target(self.root, to).is_some_and(|schema| self.fits(schema, value)),
+            ("anyOf", Value::Array(all), _) => all.iter().any(|schema| self.fits(schema, value)),
+            ("allOf", Value::Array(all), _) => all.iter().all(|schema| self.fits(schema, value)),
+            ("oneOf", Value::Array(all), _) => all.iter().filter(|schema| self.fits(schema, value)).count() == 1,
+            ("required", Value::Array(names), Value::Object(map)) => {
+                names.iter().all(|name| name.as_str().is_some_and(|name| map.contains_key(name)))
+            }
+            ("properties", Value::Object(rules), Value::Object(map)) => {
+                rules.iter().all(|(name, rule)| map.get(name).is_none_or(|value| self.fits(rule, value)))
+            }
+            ("additionalProperties", rule, Value::Object(map)) => {
+                let named = schema.get("properties").and_then(Value::as_object);
+                let mut others = map.iter().filter(|(name, _)| !named.is_some_and(|named| named.contains_key(*name)));
+                others.all(|(_, value)| self.fits(rule, value))
+            }
+            ("items", rule, Value::Array(items)) => items.iter().all(|item| self.fits(rule, item)),
+            ("minItems", rule, Value::Array(items)) => within(rule, items.len() as f64, f64::ge),
+            ("maxItems", rule, Value::Array(items)) => within(rule, items.len() as f64, f64::le),
+            ("minLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::ge),
+            ("maxLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::le),
+            (_, rule, Value::Number(number)) => {
+                let number = number.as_f64().unwrap_or(f64::NAN);
+                match keyword {
+                    "minimum" => within(rule, number, f64::ge),
+                    "maximum" => within(rule, number, f64::le),
+                    "exclusiveMinimum" => within(rule, number, f64::gt),
+                    "exclusiveMaximum" => within(rule, number, f64::lt),
+                    "multipleOf" => within(rule, number, |number, step| (number / step).fract() == 0.0),
+                    _ => true,
+                }
+            }
+            _ => true,
+        }
+    }
+}
+
+fn within(rule: &Value, measured: f64, holds: impl Fn(&f64, &f64) -> bool) -> bool {
+    rule.as_f64().is_some_and(|bound| holds(&measured, &bound))
+}
+
+fn is(value: &Value, kind: &Value) -> bool {
+    match (kind.as_str(), value) {
+        (Some("object"), Value::Object(_))
+        | (Some("array"), Value::Array(_))
+        | (Some("string"), Value::String(_))
+        | (Some("boolean"), Value::Bool(_))
+        | (Some("null"), Value::Null)
+        | (Some("number"), Value::Number(_)) => true,
+        (Some("integer"), Value::Number(number)) => number.as_f64().is_some_and(|number| number.fract() == 0.0),
+        _ => false,
+    }
+}
+
+/// Equality by value: 1 is 1.0.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (a, b) => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tools(schema: Value) -> Result<StrictTools, UncheckedSchema> {
+        let mut tools = StrictTools::default();
+        tools.insert("f", schema.as_object()).map(|()| tools)
+    }
+
+    #[test]
+    fn arguments_fit_or_they_do_not() {
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "required": ["city", "days"], "$schema": "x",
+            "properties": {
+                "city": {"type": "string", "minLength": 2, "maxLength": 5, "description": "Where."},
+                "days": {"type": ["integer", "null"], "minimum": 1, "exclusiveMaximum": 8, "multipleOf": 1},
+                "unit": {"enum": ["C", "F", 1]},
+                "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "minItems": 1, "maxItems": 2},
+                "more": {"anyOf": [{"type": "boolean"}, {"type": "object", "additionalProperties": {"type": "number"}}]},
+                "none": false,
+                "both": {"allOf": [{"minimum": 2}, {"maximum": 3}]},
+                "one": {"oneOf": [{"minimum": 2}, {"maximum": 3}]},
+                "fixed": {"const": true}
+            },
+            "$defs": {"tag": {"type": "string"}}
+        });
+        let tools = tools(schema).unwrap();
+        let with = |key: &str, value: Value| {
+            let mut arguments = json!({"city": "Paris", "days": 3});
+            arguments[key] = value;
+            tools.admit("f", &arguments.to_string())
+        };
+        for (key, good) in [
+            ("city", json!("Köln")),
+            ("days", json!(7)),
+            ("days", json!(2.0)),
+            ("days", json!(null)),
+            ("unit", json!("F")),
+            ("unit", json!(1.0)),
+            ("tags", json!(["a", "b"])),
+            ("more", json!(true)),
+            ("more", json!({"x": 1.5})),
+            ("both", json!(2.5)),
+            ("one", json!(1)),
+            ("one", json!(9)),
+            ("fixed", json!(true)),
+        ] {
+            assert!(with(key, good.clone()), "{key}: {good}");
+        }
+        for (key, bad) in [
+            ("city", json!("x")),
+            ("city", json!("London")),
+            ("city", json!(null)),
+            ("days", json!(0)),
+            ("days", json!(8)),
+            ("days", json!(2.5)),
+            ("days", json!("3")),
+            ("unit", json!("K")),
+            ("tags", json!([])),
+            ("tags", json!(["a", "b", "c"])),
+            ("tags", json!([1])),
+            ("more", json!({"x": "y"})),
+            ("more", json!("text")),
+            ("none", json!(1)),
+            ("both", json!(4)),
+            ("one", json!(2.5)),
+            ("fixed", json!(1)),
+            ("other", json!(1)),
+        ] {
+            assert!(!with(key, bad.clone()), "{key}: {bad}");
+        }
+        assert!(!tools.admit("f", "{\"city\": \"Paris\"}"));
+        assert!(tools.admit("another", "{}") && tools.admit("another", "no JSON"));
+        assert!(!tools.admit("f", "no JSON"));
+    }
+
+    #[test]
+    fn what_cannot_be_checked_is_named() {
+        let place = |schema: Value| tools(schema).map(|_| ()).map_err(|error| (error.place, error.keyword));
+        let named = |place: &str, keyword: &str| Err((place.to_owned(), keyword.to_owned()));
+        assert_eq!(place(json!({})), Ok(()));
+        assert_eq!(
+            place(json!({"properties": {"a": {"items": {"pattern": "^a"}}}})),
+            named("its root.properties.a.items", "pattern")
+        );
+        assert_eq!(place(json!({"anyOf": [true, {"if": {}}]})), named("its root.anyOf[1]", "if"));
+        for (schema, keyword) in [
+            (json!({"type": "text"}), "type"),
+            (json!({"type": 5}), "type"),
+            (json!({"required": [1]}), "required"),
+            (json!({"enum": 1}), "enum"),
+            (json!({"minimum": "1"}), "minimum"),
+            (json!({"$ref": "#/nowhere"}), "$ref"),
+            (json!({"$ref": "https://example.com/schema"}), "$ref"),
+            (json!({"properties": []}), "properties"),
+            (json!({"not": {}}), "not"),
+        ] {
+            assert_eq!(place(schema), named("its root", keyword));
+        }
+        assert!(tools(json!({"items": 5})).is_err());
+        assert!(tools(json!({"format": "date", "title": "x", "default": 1})).is_ok());
+    }
+
+    #[test]
+    fn circles_and_explosions_end() {
+        for schema in [
+            json!({"$ref": "#"}),
+            json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}),
+            json!({"allOf": [{"oneOf": [{"$ref": "#"}, {"$ref": "#"}]}]}),
+        ] {
+            assert!(!tools(schema).unwrap().admit("f", "{}"));
+        }
+    }
+}
