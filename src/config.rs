@@ -34,6 +34,8 @@ pub struct Config {
     pub quantize: Option<String>,
     /// How activations enter the CPU's products with quantized matrices.
     pub precision: ProductPrecision,
+    /// The CPU's instructions; `None` is the best that this processor has.
+    pub cpu_path: Option<InstructionPath>,
     /// How keys and values are held; `None` is bf16, or f32 where the model's matrices are f32.
     pub kv_dtype: Option<NumberFormat>,
     /// Threads of the computation; `None` is one per physical core.
@@ -87,6 +89,7 @@ impl Default for Config {
             dtype: None,
             quantize: None,
             precision: ProductPrecision::Bytes,
+            cpu_path: None,
             kv_dtype: None,
             threads: None,
             api_key_file: None,
@@ -171,6 +174,20 @@ pub enum ProductPrecision {
     Bf16,
     /// Rounded to 8 bits, where the processor has the instructions: faster.
     Bytes,
+}
+
+/// Instructions that the CPU's products may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstructionPath {
+    /// Any processor's.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512, with what it has for bf16 and bytes.
+    Avx512,
+    /// AMX tiles, besides AVX-512.
+    Amx,
 }
 
 /// How log lines are written.
@@ -392,7 +409,7 @@ impl Config {
 }
 
 /// Every key, in the order of `config/canvasd.toml`; a test keeps it equal to the fields of [`Config`].
-pub const KEYS: [&str; 28] = [
+pub const KEYS: [&str; 29] = [
     "host",
     "port",
     "model",
@@ -401,6 +418,7 @@ pub const KEYS: [&str; 28] = [
     "dtype",
     "quantize",
     "precision",
+    "cpu_path",
     "kv_dtype",
     "threads",
     "api_key_file",

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::CliError;
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
-use crate::config::{Config, Device, NumberFormat, ProductPrecision};
+use crate::config::{Config, Device, InstructionPath, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
-use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadOptions, Precision, WeightType};
+use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadOptions, Path, Precision, WeightType};
 use crate::pass::{Denoiser, Limits};
 use crate::prompt::{Text, TextParts};
 use crate::scheduler::{Engine, Settings};
@@ -72,6 +72,7 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         dtype: config.dtype.map(dtype),
         threads,
         precision: precision(config.precision),
+        path: config.cpu_path.map(path),
         kv: config.kv_dtype.map(kv_element),
     };
     let name = checkpoint.id;
@@ -128,6 +129,15 @@ fn dtype(format: NumberFormat) -> WeightType {
     match format {
         NumberFormat::F32 => WeightType::F32,
         NumberFormat::Bf16 => WeightType::Bf16,
+    }
+}
+
+fn path(path: InstructionPath) -> Path {
+    match path {
+        InstructionPath::Portable => Path::Portable,
+        InstructionPath::Avx2 => Path::Avx2,
+        InstructionPath::Avx512 => Path::Avx512,
+        InstructionPath::Amx => Path::Amx,
     }
 }
 

@@ -157,7 +157,7 @@ fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backe
     let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
     let cpu = match own {
         true => {
-            let cpu = Cpu::new(options.threads.max(1), tuning.path);
+            let cpu = Cpu::new(options.threads.max(1), tuning.path.or(options.path));
             let cpu = cpu.map_err(|error| LoadError::Device(error.to_string()))?;
             Some(Arc::new(cpu.with_precision(options.precision)))
         }

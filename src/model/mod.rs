@@ -31,7 +31,7 @@ mod vocab_twin;
 mod weights;
 
 pub use crate::kernels::ElementType;
-pub use crate::kernels::cpu::{KvElement, Precision};
+pub use crate::kernels::cpu::{KvElement, Path, Precision};
 pub use clock::{Operation, Splits};
 pub use config::{AttentionConfig, Config, ConfigError, ExpertsConfig, ImageTokens, LayerKind, Rope};
 pub use denoiser::DiffusionGemma;

@@ -1,6 +1,6 @@
 //! What can be chosen when a model is loaded.
 
-use crate::kernels::cpu::{KvElement, Precision};
+use crate::kernels::cpu::{KvElement, Path, Precision};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// How activations enter the CPU's products with quantised matrices.
     pub precision: Precision,
+    /// The CPU's instructions; `None` is the best that this processor has, and one that it lacks an error.
+    pub path: Option<Path>,
     /// How keys and values are held; `None` is bf16, or f32 where the weights are f32 as stored or by `dtype`.
     pub kv: Option<KvElement>,
 }
@@ -41,6 +43,13 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        LoadOptions { device: DeviceChoice::Cpu, dtype: None, threads, precision: Precision::default(), kv: None }
+        LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype: None,
+            threads,
+            precision: Precision::default(),
+            path: None,
+            kv: None,
+        }
     }
 }
