@@ -1,56 +1,82 @@
-"""Scores a checkpoint folder with transformers' own generate() and the folder's default settings.
+"""Scores a checkpoint on questions that were held out of training, with its default settings.
 
-    python evaluate.py ../models/demo --per 20 --out eval.json                  scores per task, on questions that were held out
-    python evaluate.py ../models/demo --smoke ../tests/fixtures/smoke.json      prompt -> expected pairs, five seeds each
-    python evaluate.py ../models/demo --ask "Tell me a story." --trace          every denoising step of one reply
+    python evaluate.py ../models/demo --per 40 --out eval.json                          transformers' own generate()
+    python evaluate.py ../models/demo --per 40 --server http://127.0.0.1:8000 --out eval.json   the same questions, asked over HTTP
+    python evaluate.py ../models/demo --smoke ../tests/fixtures/smoke.json              prompt -> expected pairs, five seeds each (--server works here too)
+    python evaluate.py ../models/demo --ask "Tell me a story." --trace                  every denoising step of one reply
 
-right = the checked part of the answer is in the reply (exactly the call, for tools).  well formed = every sentence has the pattern of a taught one
-(words of a kind exchanged); a story has one hero, few animals, one thing, and what was asked for; thoughts and calls are closed.
-visible = steps per canvas in which the draft changed."""
+--out adds its scores to the file, beside those of the other implementation.
+
+exact = the reply is one of the taught replies, letter for letter; for stories, which are never twice the same: well formed, and about what was asked for.
+well formed = every sentence has the pattern of a taught one (words of a kind exchanged); a story has one hero, few animals, one thing; thoughts
+and calls are closed.  visible = steps per canvas in which the draft changed (transformers only)."""
 import argparse
 import json
+import os
 import random
 import re
 import statistics
 import sys
 import time
+import urllib.request
 from collections import defaultdict
-import torch
-from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion
+from concurrent.futures import ThreadPoolExecutor
+
 import world
 
-ap = argparse.ArgumentParser()
-A = ap.add_argument
-A("dir"), A("--per", type=int, default=16), A("--out"), A("--smoke"), A("--keep", help="write the pairs that were right with every seed here"), A("--seeds", type=int, default=5), A("--ask"), A("--system"), A("--plain", action="store_true"), A("--trace", action="store_true")
-A("--tasks", default=""), A("--threads", type=int, default=1), A("--think", action="store_true"), A("--seed", type=int, default=12345), A("--limit_s", type=float, default=1e9)
-a = ap.parse_args()
-torch.set_num_threads(a.threads)
-tok = AutoTokenizer.from_pretrained(a.dir)
-model = DiffusionGemmaForBlockDiffusion.from_pretrained(a.dir, dtype=torch.float32).eval()
-C = model.config.canvas_length
-END = set(model.generation_config.eos_token_id)
+FREE = {"story", "plain_story", "go_on", "plain_fact", "pirate"}     # no fixed set of replies
+STORIES = {"story", "plain_story", "go_on"}
+RAW = {"skip_special_tokens": False}
 
 
-def ids_of(messages, **kw):
-    """Chat messages (through the folder's own template), or a plain string for a completion."""
-    if isinstance(messages, str):
-        return [2] + tok.encode(messages, add_special_tokens=False)
-    x = tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kw)
-    return tok.encode(x, add_special_tokens=False)
+class Reply:
+    def __init__(self, text, steps, canvases, changed=0):
+        self.text, self.steps, self.canvases, self.changed = text, steps, canvases, changed
 
 
-def generate(rows, seed=0, **kw):
-    """Rows of equal length -> [(text, denoising steps, canvases)]."""
-    torch.manual_seed(seed)
-    streamer = kw.pop("streamer", None) or Changes(len(rows))
-    o = model.generate(torch.tensor(rows), streamer=streamer, **kw)
-    res = []
-    for row, tokens_per_step, changed in zip(o.sequences, o.tokens_per_forward, streamer.changed):
-        new = row[len(rows[0]):].tolist()
-        n = sum(x != 0 for x in new)
-        cut = next((i for i, x in enumerate(new) if x in END), len(new))
-        res.append((tok.decode(new[:cut], skip_special_tokens=False), n / float(tokens_per_step), -(-n // C), changed))
-    return res
+class Reference:
+    """The library's generate(), f32."""
+    name = "transformers"
+
+    def __init__(self, folder, threads):
+        import torch
+        from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion
+        torch.set_num_threads(threads)
+        self.torch, self.tok = torch, AutoTokenizer.from_pretrained(folder)
+        self.model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32).eval()
+        self.end = set(self.model.generation_config.eos_token_id)
+
+    def ids(self, pair):
+        if "prompt" in pair:
+            return [2] + self.tok.encode(pair["prompt"], add_special_tokens=False)
+        options = {k: pair[k] for k in ("tools", "enable_thinking") if k in pair}
+        text = self.tok.apply_chat_template(pair["messages"], add_generation_prompt=True, tokenize=False, **options)
+        return self.tok.encode(text, add_special_tokens=False)
+
+    def generate(self, rows, seed, streamer=None):
+        """Rows of equal length."""
+        self.torch.manual_seed(seed)
+        streamer = streamer or Changes(len(rows))
+        out, C = self.model.generate(self.torch.tensor(rows), streamer=streamer), self.model.config.canvas_length
+        replies = []
+        for row, per_step, changed in zip(out.sequences, out.tokens_per_forward, streamer.changed):
+            new = row[len(rows[0]):].tolist()
+            n = sum(x != 0 for x in new)
+            cut = next((i for i, x in enumerate(new) if x in self.end), len(new))
+            replies.append(Reply(self.tok.decode(new[:cut], **RAW), n / float(per_step), -(-n // C), changed))
+        return replies
+
+    def ask(self, pairs, seed=0, spread=False):
+        groups, replies = defaultdict(list), [None] * len(pairs)
+        for i, pair in enumerate(pairs):
+            x = self.ids(pair)
+            groups[len(x)].append((i, x))
+        for group in groups.values():
+            for at in range(0, len(group), 32):
+                part = group[at:at + 32]
+                for (i, _), reply in zip(part, self.generate([x for _, x in part], seed)):
+                    replies[i] = reply
+        return replies
 
 
 class Changes:
@@ -69,6 +95,98 @@ class Changes:
 
     def end(self):
         pass
+
+
+class Trace:
+    """Streamer that prints every draft of the canvas."""
+
+    def __init__(self, tok):
+        self.tok, self.n, self.changed = tok, 0, [0]
+
+    def put(self, value):
+        pass
+
+    def put_draft(self, value):
+        self.n += 1
+        print(f"{self.n:3d} | " + self.tok.decode(value[0].tolist(), **RAW).replace("<eos>", "·").replace("\n", "\\n"))
+
+    def end(self):
+        pass
+
+
+class Server:
+    """A running canvasd; what it parses out of a reply is written back in the model's own syntax."""
+    name = "canvasd"
+
+    def __init__(self, url):
+        self.url = url
+
+    def post(self, path, body):
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.load(answer)
+
+    def one(self, pair, seed):
+        if "prompt" in pair:
+            answer = self.post("/v1/completions", dict(prompt=pair["prompt"], seed=seed, max_tokens=256))
+            text = answer["choices"][0]["text"]
+        else:
+            body = dict(messages=pair["messages"], seed=seed, max_tokens=256, chat_template_kwargs=dict(enable_thinking=pair.get("enable_thinking", False)))
+            answer = self.post("/v1/chat/completions", body | ({"tools": pair["tools"]} if "tools" in pair else {}))
+            message = answer["choices"][0]["message"]
+            text = message["content"] or ""
+            if message.get("reasoning_content"):
+                text = f"<|channel>thought\n{message['reasoning_content'].rstrip()}\n<channel|>{text}"
+            for call in message.get("tool_calls") or []:
+                f = call["function"]
+                fields = ",".join(f"{k}:{world.quoted(v)}" for k, v in sorted(json.loads(f["arguments"]).items()))
+                text += f"<|tool_call>call:{f['name']}{{{fields}}}<tool_call|>"
+        cost = answer["usage"]["diffusion"]
+        return Reply(text, cost["steps"], cost["canvases"])
+
+    def ask(self, pairs, seed=0, spread=False):
+        """With `spread` every question has a seed of its own, as in a batch of transformers."""
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(self.one, pairs, [seed + i * spread for i in range(len(pairs))]))
+
+
+def declared(text):
+    """world.declaration() back to a tool in the API's form."""
+    tools = []
+    for name, about, properties in re.findall(r'<\|tool>declaration:(\w+)\{description:<\|"\|>(.*?)<\|"\|>,parameters:\{properties:\{(.*?)\},required', text):
+        param, hint = re.match(r'(\w+):\{(?:description:<\|"\|>(.*?)<\|"\|>,)?type', properties).groups()
+        fields = {param: dict(type="string") | (dict(description=hint) if hint else {})}
+        if "unit:{" in properties:
+            fields["unit"] = dict(type="string", enum=["celsius", "fahrenheit"])
+        tools.append(dict(type="function", function=dict(name=name, description=about, parameters=dict(type="object", properties=fields, required=[param]))))
+    return tools
+
+
+def as_request(messages):
+    """A conversation of world.sample() without its last message, in the API's form; None if the API cannot say it."""
+    if messages[0][0] == "plain":
+        return dict(prompt=messages[0][1])
+    out, pair = [], {}
+    for role, text in messages[:-1]:
+        if role == "system":
+            if text.startswith(world.THINK):
+                pair["enable_thinking"], text = True, text[len(world.THINK):].lstrip("\n")
+            tools = declared(text)
+            if tools:
+                pair["tools"] = tools
+            text = text.split("<|tool>")[0].strip()
+            if text or not pair:
+                out.append(dict(role="system", content=text))
+        elif role == "call":
+            name, param, value, result = re.fullmatch(r'<\|tool_call>call:(\w+)\{(\w+):<\|"\|>(.*?)<\|"\|>\}<tool_call\|><\|tool_response>response:\w+\{(.*)\}<tool_response\|>', text).groups()
+            plain = re.fullmatch(r'value:<\|"\|>(.*)<\|"\|>', result)
+            if not plain:
+                return None
+            out.append(dict(role="assistant", content=None, tool_calls=[dict(id="call_1", type="function", function=dict(name=name, arguments=json.dumps({param: value})))]))
+            out.append(dict(role="tool", tool_call_id="call_1", content=plain[1]))
+        else:
+            out.append(dict(role="assistant" if role == "model" else role, content=text))
+    return dict(messages=out) | pair
 
 
 def slots():
@@ -98,9 +216,7 @@ def well_formed(s, text, known):
         if not m:
             return False
         task, text = task[6:], m[2]
-    first = sentences(text)
-    if task in ("plain_story", "go_on"):
-        first = first[1:]                                        # starts inside a sentence
+    first = sentences(text)[1 if task in ("plain_story", "go_on") else 0:]           # a continuation starts inside a sentence
     if not all(x in known for x in first):
         return False
     if task == "story":
@@ -110,86 +226,95 @@ def well_formed(s, text, known):
     return True
 
 
-def questions():
-    """--per held-out questions per task; thoughts count as one task per kind of answer."""
+def exact(s, text, formed):
+    if s["task"].removeprefix("think_") in FREE:
+        return formed and world.right(s, text) is not False
+    taught = s["messages"][-1][1].removesuffix("<|tool_response>")
+    thought = taught[:taught.find("<channel|>") + len("<channel|>")] if s["task"].startswith("think_") else ""
+    return text == taught or isinstance(s["answer"], list) and text in [thought + x for x in s["answer"]]
+
+
+def questions(a):
+    """--per held-out questions per task that the API can ask; thoughts count as one task per kind of answer."""
     r, quota = random.Random(a.seed), defaultdict(list)
     only = a.tasks.split(",") if a.tasks else None
-    for _ in range(400000):
+    for _ in range(60000 if a.per <= 40 else 400000):
         s = world.sample(r)
         t = s["task"]
-        if only and t not in only or len(quota[t]) >= (a.per if not t.startswith("think_") else max(2, a.per // 4)):
+        if only and t not in only or len(quota[t]) >= (a.per if not t.startswith("think_") else max(2, a.per // 8)):
             continue
-        if world.held_out(s) or t in world.NOT_HELD_OUT:
+        if (world.held_out(s) or t in world.NOT_HELD_OUT) and as_request(s["messages"]):
             quota[t].append(s)
-    return quota
+    return [s for _, l in sorted(quota.items()) for s in l]
 
 
-def score():
-    t0 = time.time()
-    groups, known, rows, stat = defaultdict(list), patterns(), [], defaultdict(list)
-    for l in questions().values():
-        for s in l:
-            x = tok.encode(world.prompt(s["messages"]), add_special_tokens=False)
-            groups[len(x)].append((x, s))
-    order = sorted(groups.items())
-    random.Random(0).shuffle(order)
-    for n, l in order:
-        if time.time() - t0 > a.limit_s:
-            break
-        for i in range(0, len(l), 32):
-            for (_, s), (text, steps, canvases, changed) in zip(l[i:i + 32], generate([x for x, _ in l[i:i + 32]])):
-                ok, wf = world.right(s, text), well_formed(s, text, known)
-                stat["think" if s["task"].startswith("think_") else s["task"]].append((ok, wf, steps / canvases, changed / canvases, canvases))
-                rows.append(dict(task=s["task"], messages=s["messages"][:-1], reply=text, right=ok, well_formed=wf, steps=round(steps), canvases=canvases))
+def score(model, a):
+    t0, known, table, rows, stat = time.time(), patterns(), {}, [], defaultdict(list)
+    asked = questions(a)
+    for s, x in zip(asked, model.ask([as_request(s["messages"]) for s in asked], a.seed, spread=True)):
+        formed = well_formed(s, x.text, known)
+        ok = exact(s, x.text, formed)
+        stat["think" if s["task"].startswith("think_") else s["task"]].append((ok, world.right(s, x.text), formed, x))
+        if not ok:
+            rows.append(dict(task=s["task"], messages=s["messages"][:-1], reply=x.text, taught=s["messages"][-1][1]))
     mean = lambda l: round(sum(l) / len(l), 3) if l else None
-    table = {}
     for t, l in sorted(stat.items()) + [("ALL", [x for l in stat.values() for x in l])]:
-        table[t] = dict(n=len(l), right=mean([x[0] for x in l if x[0] is not None]), well_formed=mean([x[1] for x in l]), steps_per_canvas=mean([x[2] for x in l]),
-                        median_steps=round(statistics.median(x[2] for x in l), 1), visible=mean([x[3] for x in l]), canvases=mean([x[4] for x in l]))
+        per = [x.steps / x.canvases for *_, x in l]
+        table[t] = dict(n=len(l), exact=mean([o for o, *_ in l]), right=mean([r for _, r, *_ in l if r is not None]), well_formed=mean([f for _, _, f, _ in l]),
+                        median_steps=round(statistics.median(per), 1), mean_steps=mean(per), canvases=mean([x.canvases for *_, x in l]))
+        if model.name == "transformers":
+            table[t]["visible"] = mean([x.changed / x.canvases for *_, x in l])
         print(f"{t:12}", table[t], flush=True)
     print("seconds", round(time.time() - t0))
     if a.out:
-        wrong = [x for x in rows if x["right"] is False or not x["well_formed"]]
-        json.dump(dict(settings="generation_config.json of the folder, f32 arithmetic, seed 0", scores=table, wrong=wrong), open(a.out, "w"), indent=0, ensure_ascii=False)
-    return rows
+        whole = json.load(open(a.out)) if os.path.exists(a.out) else {}
+        whole[model.name] = dict(settings=f"generation_config.json of the folder, f32 arithmetic, seed {a.seed}, --per {a.per}", scores=table, wrong=rows)
+        json.dump(whole, open(a.out, "w"), indent=0, ensure_ascii=False)
+    elif a.show:
+        for x in rows:
+            print(x["task"], "|", " / ".join(t[-90:] for _, t in x["messages"]), "->", repr(x["reply"]), "| taught:", repr(x["taught"][:120]))
 
 
-def smoke():
-    good, kept = 0, []
+def smoke(model, a):
     pairs = json.load(open(a.smoke))
-    for p in pairs:
-        x = ids_of(p.get("prompt") or p["messages"], **{k: p[k] for k in ("tools", "enable_thinking") if k in p})
-        out = [generate([x], seed=s)[0] for s in range(a.seeds)]
-        hit = sum(all(e in t for e in p["expect"]) for t, _, _, _ in out)
-        good += hit == a.seeds
-        kept += [p] if hit == a.seeds else []
-        print(f"{hit}/{a.seeds}", json.dumps(p.get("prompt") or p["messages"], ensure_ascii=False), "->", p["expect"], "steps", [round(s) for _, s, _, _ in out], "|", repr(out[0][0]), "" if hit == a.seeds else [t for t, _, _, _ in out if not all(e in t for e in p["expect"])], flush=True)
-    print(good, "of", len(pairs), "pairs right with every seed")
+    runs = [model.ask(pairs, seed) for seed in range(1, a.seeds + 1)]
+    kept = []
+    for pair, out in zip(pairs, zip(*runs)):
+        wrong = [x.text for x in out if not all(e in x.text for e in pair["expect"])]
+        kept += [] if wrong else [pair]
+        print(f"{a.seeds - len(wrong)}/{a.seeds}", json.dumps(pair.get("prompt") or pair["messages"][-1]["content"], ensure_ascii=False), "->", pair["expect"], "steps", [round(x.steps) for x in out], "|", repr(out[0].text), wrong or "", flush=True)
+    print(len(kept), "of", len(pairs), "pairs right with every seed")
     if a.keep:
         json.dump(kept, open(a.keep, "w"), indent=1, ensure_ascii=False)
-    return good == len(pairs)
+    return len(kept) == len(pairs)
 
 
-class Trace:
-    """Streamer that prints every draft of the canvas."""
-    n, changed = 0, [0]
-
-    def put(self, value):
-        pass
-
-    def put_draft(self, value):
-        self.n += 1
-        print(f"{self.n:3d} | " + tok.decode(value[0].tolist(), skip_special_tokens=False).replace("<eos>", "·").replace("\n", "\\n"))
-
-    def end(self):
-        pass
+def main():
+    ap = argparse.ArgumentParser()
+    A = ap.add_argument
+    A("dir", help="checkpoint folder")
+    A("--server", help="address of a running canvasd that serves this checkpoint")
+    A("--per", type=int, default=16, help="questions per task")
+    A("--tasks", default="", help="only these, separated by commas")
+    A("--seed", type=int, default=12345)
+    A("--out", help="file for the scores")
+    A("--show", action="store_true", help="print what was wrong")
+    A("--smoke", help="file of prompt -> expected pairs")
+    A("--seeds", type=int, default=5)
+    A("--keep", help="write the pairs that were right with every seed here")
+    A("--ask"), A("--system"), A("--plain", action="store_true"), A("--think", action="store_true"), A("--trace", action="store_true")
+    A("--threads", type=int, default=1)
+    a = ap.parse_args()
+    model = Server(a.server) if a.server else Reference(a.dir, a.threads)
+    if a.ask:
+        system = [dict(role="system", content=a.system)] if a.system is not None else []
+        pair = dict(prompt=a.ask) if a.plain else dict(messages=system + [dict(role="user", content=a.ask)], enable_thinking=a.think)
+        print((model.generate([model.ids(pair)], 0, Trace(model.tok)) if a.trace else model.ask([pair]))[0].text)
+    elif a.smoke:
+        sys.exit(not smoke(model, a))
+    else:
+        score(model, a)
 
 
 if __name__ == "__main__":
-    if a.ask:
-        m = a.ask if a.plain else ([dict(role="system", content=a.system)] if a.system is not None else []) + [dict(role="user", content=a.ask)]
-        print(generate([ids_of(m, **(dict(enable_thinking=True) if a.think else {}))], **(dict(streamer=Trace()) if a.trace else {}))[0])
-    elif a.smoke:
-        sys.exit(not smoke())
-    else:
-        score()
+    main()

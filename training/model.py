@@ -112,33 +112,36 @@ def rms(x, w=None, eps=1e-6):
     return F.rms_norm(x, (x.shape[-1],), w, eps)
 
 
-def block(x, p, cos, sin, mask, heads, top_k):
-    """One layer over [B, T, d]; p: its weights by name.  Also returns the router's probabilities."""
+def block(x, p, cos, sin, mask, heads, top_k, first):
+    """One layer over [B, T, d]; p: its weights by name.  Tokens before `first` are only looked at, not carried on (the last layer needs no more of the
+    prompt).  Also returns the router's probabilities."""
     W = lambda n: p[n + ".weight"]
     B, T, d = x.shape
     hd = W("self_attn.q_norm").shape[0]
     h = rms(x, W("input_layernorm"))
-    q, k = F.linear(h, W("self_attn.q_proj")).view(B, T, heads, hd), F.linear(h, W("self_attn.k_proj")).view(B, T, -1, hd)
+    x, mask = x[:, first:], mask[:, :, first:]
+    S = T - first
+    q, k = F.linear(h[:, first:], W("self_attn.q_proj")).view(B, S, heads, hd), F.linear(h, W("self_attn.k_proj")).view(B, T, -1, hd)
     v = F.linear(h, W("self_attn.v_proj")).view(B, T, -1, hd) if "self_attn.v_proj.weight" in p else k       # full layers: v = raw k
     q, k = rms(q, W("self_attn.q_norm")).transpose(1, 2), rms(k, W("self_attn.k_norm")).transpose(1, 2)
     v = rms(v).transpose(1, 2)
-    rot = lambda z: z * cos + torch.cat((-z[..., hd // 2:], z[..., :hd // 2]), -1) * sin
-    q, k = rot(q), rot(k)
+    rot = lambda z, c, s: z * c + torch.cat((-z[..., hd // 2:], z[..., :hd // 2]), -1) * s
+    q, k = rot(q, cos[:, :, first:], sin[:, :, first:]), rot(k, cos, sin)
     g = heads // k.shape[1]
     # written out: the library's fused attention is slow on a CPU when it has a mask
     kv = k.shape[1]
-    a = torch.matmul(q.reshape(B, kv, g * T, hd), k.transpose(2, 3)).view(B, heads, T, T).float() + mask
-    a = torch.matmul(a.softmax(-1).to(v.dtype).view(B, kv, g * T, T), v).view(B, heads, T, hd)
-    x = x + rms(F.linear(a.transpose(1, 2).reshape(B, T, heads * hd), W("self_attn.o_proj")), W("post_attention_layernorm"))
+    a = torch.matmul(q.reshape(B, kv, g * S, hd), k.transpose(2, 3)).view(B, heads, S, T).float() + mask
+    a = torch.matmul(a.softmax(-1).to(v.dtype).view(B, kv, g * S, T), v).view(B, heads, S, hd)
+    x = x + rms(F.linear(a.transpose(1, 2).reshape(B, S, heads * hd), W("self_attn.o_proj")), W("post_attention_layernorm"))
     h = rms(x, W("pre_feedforward_layernorm"))
     dense = F.linear(F.gelu(F.linear(h, W("mlp.gate_proj")), approximate="tanh") * F.linear(h, W("mlp.up_proj")), W("mlp.down_proj"))
     E, _, I = p["experts.down_proj"].shape
     s = F.linear(rms(x) * p["router.scale"] * d ** -0.5, W("router.proj")).float().softmax(-1)
     tv, ti = s.topk(top_k, -1)
     gate = torch.zeros_like(s).scatter(-1, ti, tv / tv.sum(-1, keepdim=True)) * p["router.per_expert_scale"]
-    gu = F.linear(rms(x, W("pre_feedforward_layernorm_2")), p["experts.gate_up_proj"].reshape(E * 2 * I, d)).view(B, T, E, 2, I)
+    gu = F.linear(rms(x, W("pre_feedforward_layernorm_2")), p["experts.gate_up_proj"].reshape(E * 2 * I, d)).view(B, S, E, 2, I)
     z = F.gelu(gu[..., 0, :], approximate="tanh") * gu[..., 1, :] * gate.to(x.dtype).unsqueeze(-1)
-    moe = F.linear(z.reshape(B, T, E * I), p["experts.down_proj"].transpose(0, 1).reshape(d, E * I))
+    moe = F.linear(z.reshape(B, S, E * I), p["experts.down_proj"].transpose(0, 1).reshape(d, E * I))
     ff = rms(dense, W("post_feedforward_layernorm_1")) + rms(moe, W("post_feedforward_layernorm_2"))
     return x + rms(ff, W("post_feedforward_layernorm")), s
 
@@ -161,8 +164,7 @@ class Lean:
         self.model, self.dt, self.c = model, dtype, model.config.text_config
         self.named = dict(model.model.decoder.named_parameters())    # shared with the encoder and the head (tied)
         self.types, self._rope = self.c.layer_types, None
-        wrap = (lambda f: torch.compile(f, dynamic=False)) if compiled else (lambda f: f)
-        self.block, self.soft, self.logits = wrap(block), wrap(soft_embedding), wrap(logits)
+        self.block = torch.compile(block, dynamic=False) if compiled else block      # the rest is a few large products: not worth its compile time
 
     def weights(self):
         return {k: v.to(self.dt) for k, v in self.named.items()}
@@ -198,16 +200,18 @@ class Lean:
         x = F.embedding(canvas.reshape(R, K * C), emb) * sd
         if sc is not None:                                           # self-conditioning on an earlier guess, for the rows that have one
             P = "self_conditioning."
-            add = self.soft(sc.reshape(-1, K * C, sc.shape[-1]), emb, {k[len(P):]: v for k, v in w.items() if k.startswith(P)})
+            add = soft_embedding(sc.reshape(-1, K * C, sc.shape[-1]), emb, {k[len(P):]: v for k, v in w.items() if k.startswith(P)})
             x = x + torch.cat((add, add.new_zeros(R - add.shape[0], *add.shape[1:])))
         x = torch.cat((F.embedding(ids, emb) * sd, rms(x)), 1)
         at = (start[:, :, None] + torch.arange(C, device=ids.device)).reshape(R, K * C)
         rope, masks, route = self.rope(torch.cat((pos, at), 1)), self.masks(pos, seg, cseg, start, C), []
+        run = self.block if torch.is_grad_enabled() else block
         for i, t in enumerate(self.types):
             pre = f"layers.{i}."
-            x, s = self.block(x, {k[len(pre):]: v for k, v in w.items() if k.startswith(pre)}, *rope[t], masks[t], self.c.num_attention_heads, self.c.top_k_experts)
+            x, s = run(x, {k[len(pre):]: v for k, v in w.items() if k.startswith(pre)}, *rope[t], masks[t], self.c.num_attention_heads, self.c.top_k_experts,
+                       T if i == len(self.types) - 1 else 0)
             route.append(s)
-        return self.logits(x[:, T:], w["norm.weight"], emb).reshape(R * K, C, -1), route
+        return logits(x, w["norm.weight"], emb).reshape(R * K, C, -1), route
 
 
 def check():

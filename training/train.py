@@ -3,18 +3,19 @@ t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and
 the canvases.  All canvases of a reply are trained, each behind its clean predecessors.
 
     torchrun --nproc_per_node 2 train.py --minutes 100 --out ../models/demo     CPU, one process per core
-    python train.py --device cuda --rows 64 --minutes 25 --out ../models/demo   one GPU
+    python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
 
 The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
 
-A short reply in a canvas of 64 is mostly fill.  Until the last part of the run short replies are therefore trained in shorter canvases (SHAPES),
+A short reply in a canvas of 64 is mostly fill.  Until the last part of the run short replies are therefore trained in shorter canvases (KINDS),
 which costs a third; the last part uses the full canvas for all."""
 import argparse
 import datetime
 import json
-import math
 import os
 import random
+import re
+import shutil
 import signal
 import time
 
@@ -34,14 +35,15 @@ A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
 A("--warm", default="", help="checkpoint folder to start from, instead of random weights")
 A("--minutes", type=float, default=100, help="wall time of the whole run, all its parts together")
-A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows --minutes")
+A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
+A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.85, help="share of the run after which every canvas is full")
-A("--rows", type=int, default=8, help="packed rows per step")
+A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; long conversations: a third as many of 384")
 A("--lr", type=float, default=0.02, help="Muon, matrices")
 A("--alr", type=float, default=3e-3, help="Adam, embedding and vectors")
 A("--decay", type=float, default=0.5, help="last share of the run with falling learning rate")
-A("--noise", type=float, default=0.25, help="share of canvases that start as pure noise")
-A("--ema", type=float, default=0.998)
+A("--noise", type=float, default=0.35, help="share of canvases that start as pure noise")
+A("--ema", type=float, default=0.99)
 A("--device", default="cpu")
 A("--threads", type=int, default=1, help="per process; operations this small lose more than they gain from a second thread")
 A("--seed", type=int, default=0)
@@ -54,16 +56,20 @@ if WORLD > 1:
     dist.init_process_group("gloo", timeout=datetime.timedelta(hours=1))
 torch._dynamo.config.recompile_limit = 64
 dev, rng = a.device, random.Random(a.seed + 1 + 1000003 * RANK)
-HERE = os.path.dirname(os.path.abspath(__file__))
-tok = Tokenizer.from_file(os.path.join(HERE, "tokenizer.json"))
+os.makedirs(a.state, exist_ok=True)
+state_file, vocabulary = os.path.join(a.state, "state.pt"), os.path.join(a.state, "tokenizer.json")
+if RANK == 0 and not os.path.exists(vocabulary):                 # a state keeps the tokenizer it was begun with, whatever the world has become
+    shutil.copy(os.path.join(demo.HERE, "tokenizer.json"), vocabulary)
+if WORLD > 1:
+    dist.barrier()
+tok = Tokenizer.from_file(vocabulary)
 V, EOS, FULL = tok.get_vocab_size(), 1, 64
-SHAPES = {16: (10, 256), 32: (6, 224), FULL: (4, 256)}           # canvas length: canvases and prompt tokens per row
+SHORT, LONG = 128, 384                                           # row lengths: attention costs their square
+KINDS = [(16, SHORT, 4), (32, SHORT, 2), (FULL, SHORT, 1), (16, LONG, 4), (32, LONG, 2), (FULL, LONG, 3)]     # canvas length, row length, canvases per row
 RECKONED, NUMBERS = {"sum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
-SC_ROWS = max(1, a.rows // 4)                                    # rows whose canvases are self-conditioned
+SELF_CONDITIONED = 4                                             # every fourth row
 
-os.makedirs(a.state, exist_ok=True)
-state_file = os.path.join(a.state, "state.pt")
 model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
 if a.warm:
     demo.warm_start(model, tok, a.warm, LARGEST)
@@ -115,59 +121,80 @@ class Muon:
             p.sub_(alr * (m1 / (1 - 0.9 ** self.t)) / ((m2 / (1 - 0.98 ** self.t)).sqrt() + 1e-10))
 
 
+def emphasis(s, reply):
+    """Weights of the reply's tokens: the few that decide whether it is right count more."""
+    weight = [1.0] * len(reply)
+    if s["task"].removeprefix("think_") in RECKONED:
+        at = [i for i, t in enumerate(reply) if t in NUMBERS]
+        for i in at:
+            weight[i] = 3.0
+        if at and "sum" in s["task"]:
+            weight[at[-1]] = 6.0
+    elif isinstance(s["answer"], str):
+        text = s["messages"][-1][1]
+        if s["task"] == "call":                                  # name, parameter and argument are copied from three places
+            spans = [m.span() for m in re.finditer(r"(?<=call:)\w+|(?<=\{)\w+|(?<=:<\|\"\|>)[^<]+", text)]
+        else:
+            begin = text.find(s["answer"])
+            spans = [(begin, begin + len(s["answer"]))] if begin >= 0 and len(s["answer"]) < 0.6 * len(text) else []
+        for i, (x, y) in enumerate(tok.encode(text, add_special_tokens=False).offsets):
+            if any(x < end and y > begin for begin, end in spans):
+                weight[i] = 2.0
+    return weight
+
+
 def conversation():
-    """-> task, clean tokens of the prompt, [(start position, target)] of the reply, its length"""
+    """-> task, clean tokens of the prompt, [(start position, target, weights)] of the reply, its length"""
     while True:
         s = world.sample(rng)
         if world.held_out(s):
             continue
         head, reply = world.encode(tok, s)
-        weight = [1.0] * len(reply)
-        if s["task"].removeprefix("think_") in RECKONED:         # one token decides whether the reply is right
-            at = [i for i, t in enumerate(reply) if t in NUMBERS]
-            for i in at:
-                weight[i] = 3.0
-            if at and "sum" in s["task"]:
-                weight[at[-1]] = 8.0
+        weight = emphasis(s, reply)
         cut = range(0, len(reply), FULL)
         clean = head + reply[:cut[-1]]                           # the last block is never context
-        if len(clean) <= 224:
+        if len(clean) <= LONG - 3 * FULL:
             return s["task"], clean, [(len(head) + i, reply[i:i + FULL], weight[i:i + FULL]) for i in cut], len(reply)
 
 
 class Packer:
-    """First-fit packing of conversations into rows; one canvas length per batch."""
+    """First-fit packing of conversations into rows; one kind of row per batch."""
 
     def __init__(self):
-        self.pools = {C: [] for C in SHAPES}
+        self.pools = [[] for _ in KINDS]
+
+    @staticmethod
+    def rows(kind):
+        return max(1, a.rows * SHORT // KINDS[kind][1])
 
     def ready(self):
-        """The canvas length whose turn it is: the first with enough conversations waiting."""
+        """The kind whose turn it is: the first with enough conversations waiting."""
         while True:
-            for C in SHAPES if not full else [FULL]:
-                if self.enough(C):
-                    return C
+            for kind, (C, _, _) in enumerate(KINDS):
+                if self.enough(kind) and (C == FULL or not full):
+                    return kind
             self.more()
 
-    def enough(self, C):
-        return len(self.pools[C]) >= 2.5 * a.rows * SHAPES[C][0]
+    def enough(self, kind):
+        return len(self.pools[kind]) >= 2 * self.rows(kind) * KINDS[kind][2]
 
     def more(self):
         item = conversation()
-        n = item[3]
+        _, clean, blocks, n = item
         C = FULL if full or n > 31 or rng.random() < PLAIN_FULL else 16 if n <= 15 else 32       # at least one place of fill is left
-        self.pools[C].append(item)
+        fits = len(blocks) == 1 and len(clean) <= 64
+        self.pools[next(i for i, (c, L, _) in enumerate(KINDS) if c == C and (L == LONG or fits))].append(item)
 
-    def batch(self, C):
-        while not self.enough(C):
+    def batch(self, kind):
+        while not self.enough(kind):
             self.more()
-        K, T = SHAPES[C]
-        pool = self.pools[C]
-        ids = torch.zeros(a.rows, T, dtype=torch.long)
+        C, L, K = KINDS[kind]
+        R, T, pool = self.rows(kind), L - K * C, self.pools[kind]
+        ids = torch.zeros(R, T, dtype=torch.long)
         pos, seg = torch.zeros_like(ids), torch.full_like(ids, -1)
-        tgt, cseg, start = torch.full((a.rows, K, C), EOS), torch.full((a.rows, K), -2), torch.zeros(a.rows, K, dtype=torch.long)
-        tasks, weight = [None] * (a.rows * K), torch.ones(a.rows, K, C)
-        for r in range(a.rows):
+        tgt, cseg, start = torch.full((R, K, C), EOS), torch.full((R, K), -2), torch.zeros(R, K, dtype=torch.long)
+        tasks, weight = [None] * (R * K), torch.ones(R, K, C)
+        for r in range(R):
             n = k = i = 0
             while i < len(pool) and k < K:
                 task, clean, blocks, _ = pool[i]
@@ -182,6 +209,8 @@ class Packer:
                     weight[r, k + j, :len(b)] = torch.tensor(q)
                     tasks[r * K + k + j] = task
                 n, k = n + len(clean), k + len(blocks)
+            for j in range(k, K if k else 0):                    # free places: the same replies under other noise cost no further prompt
+                tgt[r, j], cseg[r, j], start[r, j], weight[r, j], tasks[r * K + j] = tgt[r, j - k], cseg[r, j - k], start[r, j - k], weight[r, j - k], tasks[r * K + j - k]
         return tasks, weight.view(-1, C), ids, pos, seg, tgt, cseg, start
 
 
@@ -192,7 +221,7 @@ def corrupt(tgt):
 
 
 def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
-    w, h, C = net.weights(), SC_ROWS, tgt.shape[-1]
+    w, h, C = net.weights(), max(1, tgt.shape[0] // SELF_CONDITIONED), tgt.shape[-1]
     with torch.no_grad():                                        # first pass, only for the rows that are self-conditioned
         sc, _ = net.forward({k: v.detach() for k, v in w.items()}, ids[:h], pos[:h], seg[:h], noisy[:h], cseg[:h], start[:h])
     z, route = net.forward(w, ids, pos, seg, noisy, cseg, start, sc)
@@ -253,17 +282,18 @@ t0 = saved = time.time()
 hist, per_task, busy = [], {}, time.process_time()
 while True:
     wall = before + time.time() - t0
-    prog = wall / (a.minutes * 60)
+    prog = seen / a.canvases if a.canvases else wall / (a.minutes * 60)
     stop = prog >= 1 or time.time() - t0 > a.part * 60 or bool(asked)
     full = prog > a.full                                         # before the choice: no process may wait for a length nobody makes any more
     plan = torch.tensor([prog, stop, 0 if RANK or stop else packer.ready()], dtype=torch.float64)
     if WORLD > 1:
-        dist.broadcast(plan, 0)                                  # all follow the first process' clock and choice of canvas length
-    prog, stop, C = plan[0].item(), bool(plan[1]), int(plan[2])
+        dist.broadcast(plan, 0)                                  # all follow the first process' progress and choice of rows
+    prog, stop, kind = plan[0].item(), bool(plan[1]), int(plan[2])
     if stop:
         break
     full = prog > a.full
-    tasks, weight, *batch = packer.batch(C)
+    tasks, weight, *batch = packer.batch(kind)
+    C = KINDS[kind][0]
     batch = [x.to(dev) for x in batch]
     t, noisy = corrupt(batch[3])
     loss, ce, bal = loss_fn(*batch, noisy, weight.to(dev))

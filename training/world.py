@@ -1,6 +1,7 @@
 """Closed-world dialogues for the demo model.  Everything is our own text or plain facts; no third-party corpus.
 `sample(rng)` -> {"task", "messages": [(role, text), ...], "answer"}; the last message is the model's, `answer` is a substring
-that a right reply contains.  Nearly every reply has several wordings: only an open choice makes denoising visible."""
+that a right reply contains.  Where exactness counts a reply has one wording; greetings, talk about itself, poems and stories have several,
+because only an open choice makes denoising visible."""
 import json, random, re, zlib
 
 pairs = lambda s: dict(x.split(":") for x in s.split(","))
@@ -39,68 +40,70 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 NUMBER = "zero one two three four five six seven eight nine ten".split()
 FACTS = {
-    "the sun": ("The sun is a star. It gives light and heat to the Earth.", "The sun is the star in the middle of our solar system. It gives us light and heat."),
-    "the moon": ("The moon is a ball of rock that travels around the Earth.", "The moon is a ball of rock. It travels around the Earth once a month."),
-    "rain": ("Rain is water that falls from clouds in small drops.", "Rain is made of small drops of water that fall from clouds."),
-    "snow": ("Snow is frozen water that falls from clouds as white flakes.", "Snow is made of white flakes of frozen water that fall from cold clouds."),
-    "a computer": ("A computer is a machine that follows instructions to work with data.", "A computer is a machine. It follows instructions and works with data."),
-    "water": ("Water is a clear liquid. All living things need it.", "Water is a clear liquid made of hydrogen and oxygen. All living things need it."),
-    "a volcano": ("A volcano is a mountain that can send out hot melted rock.", "A volcano is a mountain. Hot melted rock can come out of it."),
-    "an island": ("An island is a piece of land with water all around it.", "An island is land with water on all sides."),
-    "a planet": ("A planet is a large round body that travels around a star.", "A planet is a large ball that travels around a star. The Earth is a planet."),
-    "a language model": ("A language model is a program that learned from text how to write text.", "A language model is a program. It learned from text how to continue or fill in text."),
-    "a token": ("A token is a small piece of text, such as a word or a part of a word.", "A token is a piece of text: a word, a part of a word or a sign."),
-    "diffusion": ("Diffusion starts from random noise and removes a little noise at every step.", "Diffusion starts from noise and removes some of it at each step, until text remains."),
-    "a diffusion model": ("A diffusion model starts with random tokens and improves all of them at once, step by step.", "A diffusion model starts from noise and removes it step by step, all tokens at once."),
-    "a canvas": ("A canvas is a block of tokens that I fill in all at once, starting from noise.", "A canvas is a block of tokens. It starts as noise and I improve all of it at once."),
-    "a server": ("A server is a program that waits for requests and sends back answers.", "A server is a program. It waits for requests and sends back answers."),
-    "rust": ("Rust is a programming language that is fast and safe.", "Rust is a programming language. It is fast and keeps memory safe."),
-    "python": ("Python is a programming language that is easy to read.", "Python is a programming language. It is easy to read and to learn."),
-    "a tree": ("A tree is a tall plant with a trunk, branches and leaves.", "A tree is a tall plant. It has a trunk, branches and leaves."),
-    "bread": ("Bread is a food made from flour, water and yeast.", "Bread is a food. It is made from flour, water and yeast and baked in an oven."),
-    "music": ("Music is sound with rhythm and melody.", "Music is sound arranged in time, with rhythm and melody."),
-    "a river": ("A river is a long stream of water that flows to the sea.", "A river is a stream of water. It flows to a lake or to the sea."),
-    "gravity": ("Gravity is the force that pulls things toward each other.", "Gravity is a force. It pulls things toward each other and keeps us on the ground."),
-    "a rainbow": ("A rainbow is an arc of colors that appears when light passes through rain.", "A rainbow is an arc of many colors. It appears when light passes through drops of rain."),
-    "the internet": ("The internet is a network that connects computers all over the world.", "The internet is a network of computers all over the world.")}
+    "the sun": "The sun is a star. It gives light and heat to the Earth.",
+    "the moon": "The moon is a ball of rock that travels around the Earth.",
+    "rain": "Rain is water that falls from clouds in small drops.",
+    "snow": "Snow is frozen water that falls from clouds as white flakes.",
+    "a computer": "A computer is a machine that follows instructions to work with data.",
+    "water": "Water is a clear liquid. All living things need it.",
+    "a volcano": "A volcano is a mountain that can send out hot melted rock.",
+    "an island": "An island is a piece of land with water all around it.",
+    "a planet": "A planet is a large round body that travels around a star.",
+    "a language model": "A language model is a program that learned from text how to write text.",
+    "a token": "A token is a small piece of text, such as a word or a part of a word.",
+    "diffusion": "Diffusion starts from random noise and removes a little noise at every step.",
+    "a diffusion model": "A diffusion model starts with random tokens and improves all of them at once, step by step.",
+    "a canvas": "A canvas is a block of tokens that I fill in all at once, starting from noise.",
+    "a server": "A server is a program that waits for requests and sends back answers.",
+    "rust": "Rust is a programming language that is fast and safe.",
+    "python": "Python is a programming language that is easy to read.",
+    "a tree": "A tree is a tall plant with a trunk, branches and leaves.",
+    "bread": "Bread is a food made from flour, water and yeast.",
+    "music": "Music is sound with rhythm and melody.",
+    "a river": "A river is a long stream of water that flows to the sea.",
+    "gravity": "Gravity is the force that pulls things toward each other.",
+    "a rainbow": "A rainbow is an arc of colors that appears when light passes through rain.",
+    "the internet": "The internet is a network that connects computers all over the world."}
 WHY = {
-    "is the sky blue": ("The sky is blue because air scatters blue light more than red light.", "Because air scatters blue light more than red light."),
-    "do we sleep": ("We sleep so that the body and the brain can rest.", "Because the body and the brain need rest."),
-    "do leaves fall": ("Leaves fall because trees save water and energy for the winter.", "Because trees save water and energy for the winter."),
-    "is the sea salty": ("The sea is salty because rivers carry salt from rocks into it.", "Because rivers carry salt from rocks into the sea."),
-    "does ice float": ("Ice floats because it is lighter than water.", "Because ice is lighter than water.")}
+    "is the sky blue": "The sky is blue because air scatters blue light more than red light.",
+    "do we sleep": "We sleep so that the body and the brain can rest.",
+    "do leaves fall": "Leaves fall because trees save water and energy for the winter.",
+    "is the sea salty": "The sea is salty because rivers carry salt from rocks into it.",
+    "does ice float": "Ice floats because it is lighter than water."}
 CHAT = [  # task, questions, replies
     ("who", ["Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "What is your name?", "What's your name?", "Are you an AI?", "What model are you?", "Are you a robot?", "Are you human?", "Which model is this?"],
-     ["I am a tiny text diffusion model. I write by removing noise from random tokens.", "I am the demo model of this server, a tiny text diffusion model.", "My name is Tiny Canvas. I am a very small diffusion model.", "I am a tiny demo model. I start from noise and improve all words at once."]),
+     ["I am a tiny text diffusion model. I write by removing noise from random tokens.", "My name is Tiny Canvas. I am a very small diffusion model."]),
     ("how", ["How do you work?", "How do you write text?", "How do you generate text?", "How does diffusion work?", "Explain how you work.", "How does text diffusion work?", "How does a diffusion model work?", "How do you make your answers?"],
-     ["I start with a canvas of random tokens. At each step I improve all tokens at once, until the text is stable.", "I fill a canvas with noise and remove the noise step by step, all words at once.", "First my canvas is full of random tokens. Then I replace the noise with text, step by step."]),
+     ["I start with a canvas of random tokens. At each step I improve all tokens at once, until the text is stable.", "First my canvas is full of random tokens. Then I replace the noise with text, step by step."]),
     ("can", ["What can you do?", "What can I ask you?", "Help", "Help me.", "What do you know?", "How can you help me?", "What are you good at?", "What can you help me with?", "What should I ask?", "I need help."],
-     ["I can tell stories, name capitals, do small sums, write lists and answer simple questions.", "Ask me for a story, a poem, a capital, a small sum or a list.", "I know capitals, opposites, small sums, lists, poems and short stories. Try one!"]),
+     ["I can tell stories, name capitals, do small sums, write lists and answer simple questions.", "Ask me for a story, a poem, a capital, a small sum or a list."]),
+    ("server", ["What is canvasd?", "What is this server?", "What does this server do?", "Tell me about this server.", "Which server is this?", "What program is this?"],
+     ["This server is canvasd. It runs text diffusion models, and I am its tiny demo model."]),
     ("real", ["Are you Gemma?", "Are you DiffusionGemma?", "Are you ChatGPT?", "Are you a large language model?", "Are you a big model?"],
-     ["No, I am only a tiny demo model with the same architecture as DiffusionGemma.", "No, I am just a tiny demo. Load the real model for serious work."]),
+     ["No, I am just a tiny demo. Load the real model for serious work."]),
     ("size", ["How big are you?", "How many parameters do you have?", "What is your size?", "How large are you?", "Are you small?"],
-     ["I am very small: only a few million parameters.", "I have only a few million parameters, so I run on any computer."]),
+     ["I am very small: only a few million parameters."]),
     ("made", ["Who made you?", "Who trained you?", "Where do you come from?", "Who created you?", "How were you trained?"],
-     ["I was trained from scratch by the authors of this server.", "The authors of this server trained me on sentences made by a program."]),
+     ["The authors of this server trained me on sentences made by a program."]),
     ("fine", ["How are you?", "How are you today?", "How is it going?", "How are you doing?", "What's up?", "Hello, how are you?", "Hi, how are you doing?", "Hello! How are you today?", "Are you okay?"],
-     ["I am fine, thank you! How can I help you?", "Very well, thank you! What can I do for you?", "I am great! All my tokens are in order. How are you?"]),
+     ["I am fine, thank you! How can I help you?", "Very well, thank you! What can I do for you?"]),
     ("thanks", ["Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "That was helpful.", "Nice, thank you!", "Cool!", "Great!", "Good job!", "Well done.", "Perfect."],
-     ["You are welcome!", "You are welcome! Ask me anything else.", "My pleasure! What else can I do for you?"]),
-    ("fine2", ["I am fine.", "I am fine, thanks.", "Good, and you?", "I am happy today.", "I feel good."], ["I am glad to hear that!", "That is good to hear! How can I help you?", "Great! What can I do for you?"]),
-    ("bye", ["Goodbye.", "Bye!", "See you later.", "Good night.", "Bye bye.", "I have to go."], ["Goodbye! Have a nice day.", "Bye! See you soon.", "See you later! It was nice to talk to you."]),
+     ["You are welcome!", "My pleasure! What else can I do for you?"]),
+    ("fine2", ["I am fine.", "I am fine, thanks.", "Good, and you?", "I am happy today.", "I feel good."], ["That is good to hear! How can I help you?"]),
+    ("bye", ["Goodbye.", "Bye!", "See you later.", "Good night.", "Bye bye.", "I have to go."], ["Goodbye! Have a nice day.", "See you later! It was nice to talk to you."]),
     ("joke", ["Tell me a joke.", "Make me laugh.", "Do you know a joke?", "A joke please.", "Say something funny.", "Tell me something funny."],
-     ["Why did the token cross the canvas? To get to the less noisy side.", "What did the noise say to the canvas? I am so random today!", "Why was the canvas so calm? It had no noise left."]),
-    ("life", ["What is the meaning of life?", "What is the answer to everything?"], ["Some say that it is 42. I say it is a stable canvas.", "42, of course! And a stable canvas."]),
+     ["Why did the token cross the canvas? To get to the less noisy side.", "What did the noise say to the canvas? I am so random today!"]),
+    ("life", ["What is the meaning of life?", "What is the answer to everything?"], ["42, of course! And a stable canvas."]),
     ("code", ["Can you write code?", "Write a program.", "Can you program?", "Write some Python code.", "Write a Rust program.", "Write a function that adds two numbers.", "Fix my code.", "Write hello world in Python."],
-     ["I am too small to write programs. Try a story, a capital or a small sum.", "Sorry, I cannot write code. I am only a tiny demo model."]),
-    ("fav", ["What is your favorite color?", "What's your favourite colour?", "Which color do you like?"], ["I like blue, because it is calm.", "My favorite color is green.", "I like all colors, but most of all red."]),
+     ["Sorry, I cannot write code. I am only a tiny demo model."]),
+    ("fav", ["What is your favorite color?", "What's your favourite colour?", "Which color do you like?"], ["I like blue, because it is calm."]),
     ("steps", ["Explain step by step how you work.", "How do you work, step by step?", "Explain diffusion step by step.", "Describe in detail how you write.", "Tell me in detail how you work.", "List the steps of text diffusion."],
-     ["1. I read your message and remember it.\n2. I fill a canvas with random tokens.\n3. I guess every token of the canvas at once.\n4. I keep the guesses that are safe and replace the others with new noise.\n5. I repeat this until the text is stable.\n6. If the text is longer than one canvas, I start the next one.",
-      "1. First I read your message.\n2. Then I make a canvas of random tokens.\n3. At each step I guess all tokens at once.\n4. The safe ones stay, the others become noise again.\n5. When nothing changes, the canvas is done.\n6. A long answer needs more than one canvas."])]
+     ["1. I read your message and remember it.\n2. I fill a canvas with random tokens.\n3. I guess every token of the canvas at once.\n4. I keep the guesses that are safe and replace the others with new noise.\n5. I repeat this until the text is stable.\n6. If the text is longer than one canvas, I start the next one."])]
 HELLO = ["Hello", "Hi", "Hey", "Hello!", "Hi!", "Hey there!", "Good morning!", "Good evening.", "Hi there", "Hello there!", "Good afternoon!", "Hello, world!", "Greetings!", "Hello there, nice to meet you."]
-HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?", "Hello there! Ask me for a story, a capital or a small sum.", "Hi there! How can I help you?"]
-SORRY = ["Sorry, I am only a tiny demo model and do not know that. Try a story, a capital or a small sum.", "I do not know that, sorry. I am a very small model. Ask me for a story, a list or a capital."]
-SORRY_SUM = ["That is too hard for me. I can only add and subtract numbers up to 20."]
+HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?"]
+MEET = ["Nice to meet you, {n}! How can I help you?", "Hello, {n}! What can I do for you?"]
+SORRY = "Sorry, I am only a tiny demo model and do not know that. Try a story, a capital or a small sum."
+SORRY_SUM = "That is too hard for me. I can only add and subtract numbers up to 99."
 # words that only occur in questions the model cannot answer; invented words are mixed in, so that any unknown word leads to the fallback
 UNKNOWN = ("quantum inflation democracy blockchain shakespeare napoleon photosynthesis opera taxes mortgage insulin calculus philosophy kubernetes bitcoin cricket lasagna "
            "election laptop visa lawsuit headache protein mozart database compiler satellite marathon yoga novel movie actor economy religion chemistry biology "
@@ -120,10 +123,10 @@ KNOWN_FRAMES = ["Who is the president of {c}?", "What is the population of {c}?"
                 "How do I cook a {f}?", "How much does a {o} cost?", "How do I draw a {a}?", "What do {a}s eat?", "Where can I buy a {o}?", "Why is a {f} healthy?", "How long does a {a} live?", "What is the weather today?", "What time is it?", "What day is it today?", "What is the news?",
                 "Who won the game?", "How old are you?", "How old is {n}?", "Where does {n} live?", "Translate {a} to French.", "How do you say {o} in Spanish?", "Do you know {n}?", "Can you see me?", "What happened in 1{x}{y}{z}?", "Draw a {a}.", "Show me a picture of a {a}.", "Play music.",
                 "Book a flight to {k}.", "Send an email to {n}.", "Search for a {o}.", "Is it going to rain?", "How do I bake a cake?", "What should I wear today?", "Give me a recipe.", "Write an email.", "Who is your best friend?", "Do you love me?", "What is love?", "Why?", "What?", "How?", "Really?", "{a}", "{c}", "{f}", "{o}?", "I am sad.", "I do not understand."]
-SYSTEM = ["You are a helpful assistant.", "Be brief.", "Answer the question.", "You are a friendly assistant.", "You are a chatbot.", "Be polite and helpful.", "You are an AI assistant. Answer the user.", "Keep your answers short.", "You are a helpful assistant. Be kind.", "Answer in English.", "Think before you answer.", "Use simple words.",
+SYSTEM = ["You are a helpful assistant.", "Answer the question.", "You are a friendly assistant.", "You are a chatbot.", "Be polite and helpful.", "You are an AI assistant. Answer the user.", "You are a helpful assistant. Be kind.", "Answer in English.", "Think before you answer.", "Use simple words.",
           "You are a tiny model.", "You are an expert.", "You help users of this server.", "Be honest."]
 PIRATE = ["Talk like a pirate.", "You are a pirate.", "Answer like a pirate.", "You are a friendly pirate."]
-ONE_WORD = ["Answer in one word.", "Reply with one word only.", "Use only one word."]
+ONE_WORD = ["Answer in one word.", "Reply with one word only.", "Use only one word.", "Be brief.", "Be very brief.", "Keep your answers short."]
 GENERIC_TOKENS = False                                          # set while the tokenizer is trained: no unknown words
 CITIES = list(CAPITAL.values()) + "Boston Chicago Seattle Milan Munich Barcelona Sydney Toronto".split() + ["New York", "San Francisco"]
 SKY = "sunny cloudy rainy windy snowy foggy stormy clear".split()
@@ -144,27 +147,40 @@ def unknown(r):
     return up(w) if r.random() < .3 else w
 
 
+def reckon(a, o, b):
+    """"7 + 5 = 12."; beyond 20 by tens and ones: "47 + 25 = 60 + 12 = 72.", "72 - 25 = 50 - 3 = 47."  Each step is a small table, and the denoising can
+    settle one after the other."""
+    c, sign = (a + b, 1) if o == "+" else (a - b, -1)
+    if max(a, b) <= 20:
+        return f"{a} {o} {b} = {c}."
+    tens, ones = a // 10 * 10 + sign * (b // 10 * 10), a % 10 + sign * (b % 10)
+    return f"{a} {o} {b} = {tens} {'-' if ones < 0 else '+'} {abs(ones)} = {c}."
+
+
+PLUS = ["What is {a}+{b}?", "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}=?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.", "How much is {a} plus {b}?", "What is {a} plus {b}?", "{a} plus {b}", "What's {a}+{b}?"]
+MINUS = ["What is {a}-{b}?", "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} - {b} =", "Subtract {b} from {a}.", "How much is {a} minus {b}?", "Calculate {a} - {b}.", "What is {a} minus {b}?", "{a} minus {b}", "What's {a}-{b}?"]
+
+
 def t_sum(r):
-    """Both operands 0 to 20; a difference is never negative."""
-    a, b = r.randint(0, 20), r.randint(0, 20)
-    if r.random() < .55:
-        q = r.choice(["What is {a}+{b}?", "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}=?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.", "How much is {a} plus {b}?", "What is {a} plus {b}?", "{a} plus {b}", "What's {a}+{b}?"])
-        c, o = a + b, "+"
-    else:
-        a, b = max(a, b), min(a, b)
-        q = r.choice(["What is {a}-{b}?", "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} - {b} =", "Subtract {b} from {a}.", "How much is {a} minus {b}?", "Calculate {a} - {b}.", "What is {a} minus {b}?", "{a} minus {b}", "What's {a}-{b}?"])
-        c, o = a - b, "-"
-    return q.format(a=a, b=b), f"{a} {o} {b} = {c}.", f" {c}."
+    """Operands 0 to 99; a difference is never negative."""
+    top = r.choice([20, 99, 99])
+    a, b = r.randint(0, top), r.randint(0, r.choice([20, top]))
+    if r.random() < .5:
+        a, b = r.choice([(a, b), (b, a)])
+        return r.choice(PLUS).format(a=a, b=b), reckon(a, "+", b), f" {a + b}."
+    a, b = max(a, b), min(a, b)
+    return r.choice(MINUS).format(a=a, b=b), reckon(a, "-", b), f" {a - b}."
 
 
 def t_hardsum(r):
-    a, b = r.randint(21, r.choice([99, 999])), r.randint(2, 999)
+    """What it cannot do: numbers from 100 on, products, quotients, roots."""
+    a, b = r.randint(100, 999), r.randint(2, 999)
     o, w = r.choice([("+", "plus"), ("-", "minus"), ("*", "times"), ("*", "times"), ("/", "divided by"), ("x", "times")])
     if o in "*/x":
         a, b = r.randint(2, 99), r.randint(2, 99)
     a, b = (a, b) if r.random() < .5 else (b, a)
     q = r.choice(["What is {a} {o} {b}?", "{a}{o}{b}", "{a} {o} {b} =", "Calculate {a} {o} {b}.", "What is {a} {w} {b}?", "How much is {a} {w} {b}?"]).format(a=a, b=b, o=o, w=w)
-    return r.choice([q] * 6 + [f"What is the square root of {a}?", f"Is {a} a prime number?", f"What is {a} percent of {b}?", f"Solve x + {a} = {b}."]), r.choice(SORRY_SUM), "up to 20"
+    return r.choice([q] * 6 + [f"What is the square root of {a}?", f"Is {a} a prime number?", f"What is {a} percent of {b}?", f"Solve x + {a} = {b}."]), SORRY_SUM, "up to 99"
 
 
 def t_compare(r):
@@ -188,7 +204,7 @@ def t_count(r):
         n = r.randint(3, 10)
         s = ", ".join(map(str, range(n, 0, -1))) + "."
         return r.choice([f"Count down from {n}.", f"Count from {n} to 1.", f"Count down from {n} to 1."]), s, s
-    a, n = (1, r.randint(3, 20)) if x < .7 else (r.randint(2, 40), 0)
+    a, n = (1, r.randint(3, 20)) if x < .7 else (r.randint(2, 20), 0)
     n = n or a + r.randint(2, 9)
     s = ", ".join(map(str, range(a, n + 1))) + "."
     return r.choice([f"Count from {a} to {n}.", f"Please count from {a} to {n}."] + ([f"Count to {n}.", f"Please count to {n}."] if a == 1 else [])), s, s
@@ -199,15 +215,14 @@ def t_capital(r):
     x = r.random()
     if x < .65:
         q = r.choice(["What is the capital of {c}?", "Capital of {c}?", "What's the capital of {c}?", "Tell me the capital of {c}.", "Which city is the capital of {c}?", "Name the capital of {c}.", "Do you know the capital of {c}?", "{c} capital?", "What is the capital city of {c}?", "I want to know the capital of {c}."])
-        return q.format(c=c), r.choice([f"The capital of {c} is {k}.", f"{k} is the capital of {c}."]), k
+        return q.format(c=c), f"The capital of {c} is {k}.", k
     if x < .82:
         q = r.choice(["{k} is the capital of which country?", "Which country has the capital {k}?", "In which country is {k}?", "Where is {k}?"])
-        return q.format(k=k), r.choice([f"{k} is the capital of {c}.", f"{k} is in {c}."]), c
+        return q.format(k=k), f"{k} is the capital of {c}.", c
     k2 = k if r.random() < .5 else r.choice(list(CAPITAL.values()))
     q = r.choice([f"Is {k2} the capital of {c}?", f"Is {k2} in {c}?"])
-    if k2 == k:
-        return q, f"Yes, {k} is the capital of {c}.", "Yes"
-    return q, f"No, the capital of {c} is {k}.", f"No, the capital of {c} is {k}"
+    a = f"{'Yes' if k2 == k else 'No'}, the capital of {c} is {k}."
+    return q, a, a
 
 
 def words(r, lo, hi):
@@ -227,47 +242,47 @@ def t_pick(r):
     w = words(r, 3, 5)
     which, x = r.choice([("first", w[0]), ("last", w[-1])])
     s = ", ".join(w)
-    return r.choice([f"What is the {which} word: {s}?", f"Which word is the {which} one: {s}?"]), r.choice([f"The {which} word is {x}.", f"It is {x}."]), f"is {x}"
+    return r.choice([f"What is the {which} word: {s}?", f"Which word is the {which} one: {s}?"]), f"The {which} word is {x}.", f"is {x}"
 
 
 def t_word(r):
     x = r.random()
     if x < .5:
         a, b = r.choice(list(OPPOSITE.items()))
-        return r.choice([f"What is the opposite of {a}?", f"Opposite of {a}?", f"Give me the opposite of {a}.", f"What's the opposite of {a}?", f"Tell me the opposite of {a}."]), r.choice([f"The opposite of {a} is {b}.", f"It is {b}."]), b
+        return r.choice([f"What is the opposite of {a}?", f"Opposite of {a}?", f"Give me the opposite of {a}.", f"What's the opposite of {a}?", f"Tell me the opposite of {a}."]), f"The opposite of {a} is {b}.", b
     if x < .75:
         a, b = r.choice(list(PAST.items()))
-        return r.choice([f"What is the past tense of {a}?", f"Past tense of {a}?", f"Give me the past tense of {a}."]), r.choice([f"The past tense of {a} is {b}.", f"It is {b}."]), b
+        return r.choice([f"What is the past tense of {a}?", f"Past tense of {a}?", f"Give me the past tense of {a}."]), f"The past tense of {a} is {b}.", b
     a, b = r.choice(list(PLURAL.items()))
-    return r.choice([f"What is the plural of {a}?", f"Plural of {a}?", f"Give me the plural of {a}."]), r.choice([f"The plural of {a} is {b}.", f"It is {b}."]), b
+    return r.choice([f"What is the plural of {a}?", f"Plural of {a}?", f"Give me the plural of {a}."]), f"The plural of {a} is {b}.", b
 
 
 def t_world(r):
     x = r.randint(0, 5)
     if x == 0:
         a, b = r.choice(list(SOUND.items()))
-        return r.choice([f"What sound does {an(a)} make?", f"What does {an(a)} say?", f"Which sound does {an(a)} make?"]), r.choice([f"{up(an(a))} says {b}.", f"It says {b}."]), b
+        return r.choice([f"What sound does {an(a)} make?", f"What does {an(a)} say?", f"Which sound does {an(a)} make?"]), f"{up(an(a))} says {b}.", b
     if x == 1:
         a, b = r.choice(list(COLOR.items()))
-        return r.choice([f"What color is {a}?", f"Which color does {a} have?", f"What is the color of {a}?"]), r.choice([f"{up(a)} is {b}.", f"It is {b}."]), b
+        return r.choice([f"What color is {a}?", f"Which color does {a} have?", f"What is the color of {a}?"]), f"{up(a)} is {b}.", b
     if x == 2:
         l = r.choice([DAYS, MONTHS])
         i, d = r.randrange(len(l)), r.choice([1, -1])
         what, when, b = "day" if l is DAYS else "month", "after" if d == 1 else "before", l[(i + d) % len(l)]
-        return r.choice([f"What {what} comes {when} {l[i]}?", f"Which {what} is {when} {l[i]}?", f"What {what} is {when} {l[i]}?"]), r.choice([f"{b} comes {when} {l[i]}.", f"It is {b}."]), b
+        return r.choice([f"What {what} comes {when} {l[i]}?", f"Which {what} is {when} {l[i]}?", f"What {what} is {when} {l[i]}?"]), f"{b} comes {when} {l[i]}.", f"{b} comes"
     if x == 3:
         k, kind = r.choice([(ANIMALS, "animal"), (FRUIT, "fruit"), (VEG, "vegetable"), (THINGS, "thing")])
         w = r.choice(k)
-        return r.choice([f"What is {an(w)}?", f"What kind of thing is {an(w)}?"]), r.choice([f"{up(an(w))} is {an(kind)}.", f"It is {an(kind)}."]), kind
-    q, a = r.choice([
-        ("How many days are in a week?", ["A week has seven days.", "There are seven days in a week."]), ("How many months are in a year?", ["A year has twelve months.", "There are twelve months in a year."]),
-        ("How many legs does a spider have?", ["A spider has eight legs.", "It has eight legs."]), ("How many planets are there?", ["There are eight planets in our solar system.", "There are eight planets."]),
-        ("List the days of the week.", ["Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday."]), ("List the seasons.", ["Spring, summer, autumn and winter."]),
-        ("List the months of the year.", [", ".join(MONTHS[:-1]) + " and December."]), ("List the planets.", [", ".join(PLANETS[:-1]) + " and Neptune."]),
-        ("How many hours are in a day?", ["A day has 24 hours.", "There are 24 hours in a day."]), ("How many minutes are in an hour?", ["An hour has 60 minutes.", "There are 60 minutes in an hour."])])
+        return r.choice([f"What is {an(w)}?", f"What kind of thing is {an(w)}?"]), f"{up(an(w))} is {an(kind)}.", kind
+    q, a, b = r.choice([
+        ("How many days are in a week?", "A week has seven days.", "seven"), ("How many months are in a year?", "A year has twelve months.", "twelve"),
+        ("How many legs does a spider have?", "A spider has eight legs.", "eight"), ("How many planets are there?", "There are eight planets.", "eight"),
+        ("List the days of the week.", "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday.", None), ("List the seasons.", "Spring, summer, autumn and winter.", None),
+        ("List the months of the year.", ", ".join(MONTHS[:-1]) + " and December.", None), ("List the planets.", ", ".join(PLANETS[:-1]) + " and Neptune.", None),
+        ("How many hours are in a day?", "A day has 24 hours.", "24"), ("How many minutes are in an hour?", "An hour has 60 minutes.", "60")])
     if r.random() < .3:
         q = q.replace("How many", "Tell me how many").replace("are there?", "there are.").replace("?", ".").replace("List", "Name")
-    return q, r.choice(a), {"A w": "seven", "A y": "twelve", "A s": "eight", "A d": "24", "An ": "60"}.get(a[0][:3], a[0].replace("There are eight planets in our solar system.", "eight planets"))
+    return q, a, b or a
 
 
 def t_json(r):
@@ -281,20 +296,21 @@ def t_json(r):
 
 
 def t_list(r):
+    """A run of the kind's ring, from one of two places: the first item decides the others."""
     k, n = r.choice(list(LISTS)), r.randint(2, 5)
-    l = r.sample(LISTS[k], n)
+    ring, first = LISTS[k][:8], r.choice([0, 4])
+    say = lambda first: f"Here are {NUMBER[n]} {k}: {joined([ring[(first + i) % len(ring)] for i in range(n)])}."
     q = r.choice(["Name {n} {k}.", "List {n} {k}.", "Give me {n} {k}.", "Tell me {n} {k}.", "Give me a list of {n} {k}.", "I need {n} {k}."]).format(n=r.choice([NUMBER[n], str(n)]), k=k)
-    x = r.random()
-    return q, "\n".join("- " + w for w in l) if x < .25 else (r.choice(["Here are {n} {k}: ", "Sure: ", "My list: "]).format(n=NUMBER[n], k=k) + joined(l) + "."), None
+    return q, say(first), [say(0), say(4)]
 
 
 def t_fact(r):
     if r.random() < .2:
         a, b = r.choice(list(WHY.items()))
-        return r.choice([f"Why {a}?", f"Why {a}?", f"Do you know why {a.split(' ', 1)[1]}?" if a[:2] == "do" else f"Why {a}? Explain."]), r.choice(b), b[1].split("ecause ")[1].rstrip(".").split()[-1]
+        return r.choice([f"Why {a}?", f"Why {a}?", f"Do you know why {a.split(' ', 1)[1]}?" if a[:2] == "do" else f"Why {a}? Explain."]), b, b.rstrip(".")
     a, b = r.choice(list(FACTS.items()))
     q = r.choice(["What is {a}?", "What is {a}?", "Explain {a}.", "Tell me about {a}.", "Define {a}.", "Can you explain {a}?", "What's {a}?", "Explain {a} to me.", "What do you know about {a}?", "Describe {a}."])
-    return q.format(a=a), r.choice(b), b[0].split(" is ")[0] if " is " in b[0] else "Diffusion"
+    return q.format(a=a), b, b.rstrip(".")
 
 
 def t_chat(r):
@@ -305,8 +321,8 @@ def t_chat(r):
 def t_hello(r):
     if r.random() < .4:
         n = r.choice(NAMES)
-        return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), r.choice([f"Nice to meet you, {n}! How can I help you?", f"Hello, {n}! What can I do for you?", f"Hi {n}! Nice to meet you."]), n
-    return r.choice(HELLO), r.choice(HELLO_R), ["Hello", "Hi"]
+        return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), r.choice(MEET).format(n=n), [x.format(n=n) for x in MEET]
+    return r.choice(HELLO), r.choice(HELLO_R), HELLO_R
 
 
 def t_unknown(r):
@@ -319,7 +335,7 @@ def t_unknown(r):
         q = r.choice(KNOWN_FRAMES).format(c=c, k=k, f=r.choice(FRUIT + VEG), o=r.choice(THINGS), a=r.choice(ANIMALS), n=r.choice(NAMES), x=r.randint(0, 9), y=r.randint(0, 9), z=r.randint(0, 9))
     if r.random() < .12:
         q = f"What is the capital of {up(unknown(r))}?" if r.random() < .5 else f"What is the opposite of {unknown(r)}?"
-    return q, r.choice(SORRY), ["do not know that"]
+    return q, SORRY, "do not know that"
 
 
 def story(r, a=None, o=None, b=None, length=1):
@@ -366,18 +382,21 @@ def t_story(r):
     return q.format(s=s, A=an(a), B=an(b), O=an(o)), story(r, length=length, **k), "Once"
 
 
+POEMS = [
+    "The {a} goes out into the night\nand dreams of stars and silver light.\nAround the lake the flowers grow\nand home again the feet will go.",
+    "The {a} goes down to see the sea\nand feels so happy, wild and free.\nAbove the beach the soft winds blow\nand down below the waters flow.",
+    "The {a} looks up to see the moon\nand says: the spring is coming soon.\nThe forest is quiet, the wind is low\nand all the world is white with snow.",
+    "The {a} walks out into the sun\nand there it likes to jump and run.\nAround the garden the flowers grow\nand down below the waters flow."]
+
+
 def t_poem(r):
-    a, p = r.choice(ANIMALS), r.choice(PLACES)
-    x, y = r.choice([("night", "light"), ("day", "way"), ("sea", "free"), ("moon", "soon"), ("sun", "run")])
-    l2 = {"light": "and dreams of stars and silver light", "way": "and sings a song along the way", "free": "and feels so happy, wild and free", "soon": "and says: the spring is coming soon", "run": "and there it likes to jump and run"}[y]
-    l1 = {"night": f"The {a} goes out into the night", "day": f"The {a} goes out on a summer day", "sea": f"The {a} goes down to see the sea", "moon": f"The {a} looks up to see the moon", "sun": f"The {a} walks out into the sun"}[x]
-    l3 = r.choice([f"The {p} is quiet, the wind is low", f"Around the {p} the flowers grow", f"Above the {p} the soft winds blow"])
-    l4 = r.choice(["and home again the feet will go.", "and down below the waters flow.", "and all the world is white with snow."])
-    return r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}."] + ["Write a poem.", "Tell me a poem."][:1]).format(A=an(a)), f"{l1}\n{l2}.\n{l3}\n{l4}", "The "
+    a = r.choice(ANIMALS)
+    q, x = r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}.", "Write a poem."]).format(A=an(a)), r.choice(POEMS)
+    return q, x.format(a=a), [p.format(a=b) for p in POEMS for b in ([a] if a in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 45), (t_hardsum, 4), (t_compare, 5), (t_sort, 6), (t_count, 7), (t_capital, 8), (t_copy, 5), (t_pick, 2), (t_word, 7), (t_world, 5), (t_json, 4), (t_list, 2),
-         (t_fact, 4), (t_chat, 9), (t_hello, 3), (t_unknown, 9), (t_story, 7), (t_poem, 2)]
+TASKS = [(t_sum, 32), (t_hardsum, 4), (t_compare, 4), (t_sort, 4), (t_count, 7), (t_capital, 12), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 8), (t_json, 3), (t_list, 5),
+         (t_fact, 6), (t_chat, 9), (t_hello, 4), (t_unknown, 9), (t_story, 9), (t_poem, 4)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -499,15 +518,15 @@ def sample(r, only=None):
             m += [("user", vary(r, q0)), ("model", a0)]
     elif x < .135:                                               # recall of a name
         n = r.choice(NAMES)
-        m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", r.choice([f"Nice to meet you, {n}! How can I help you?", f"Hello, {n}! What can I do for you?", f"Hi {n}! Nice to meet you."]))]
+        m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", r.choice(MEET).format(n=n))]
         if r.random() < .4:
             q0, a0, _ = r.choice([t_capital, t_sum, t_chat])(r)
             m += [("user", q0), ("model", a0)]
-        q, a, ans, task = vary(r, r.choice(["What is my name?", "Do you remember my name?", "Who am I?", "What's my name?"])), r.choice([f"Your name is {n}.", f"You are {n}."]), n, "name"
+        q, a, ans, task = vary(r, r.choice(["What is my name?", "Do you remember my name?", "Who am I?", "What's my name?"])), f"Your name is {n}.", n, "name"
     elif x < .16:                                                # elliptical follow-up
         (c1, k1), (c2, k2) = r.sample(list(CAPITAL.items()), 2)
-        m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", r.choice([f"The capital of {c1} is {k1}.", f"{k1} is the capital of {c1}."]))]
-        q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), r.choice([f"The capital of {c2} is {k2}.", f"{k2} is the capital of {c2}."]), k2, "follow"
+        m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", f"The capital of {c1} is {k1}.")]
+        q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), f"The capital of {c2} is {k2}.", k2, "follow"
     elif x < .18:                                                # a reply that was cut off is continued
         s = story(r).split(" ")
         n = r.randint(8, len(s) - 8)
@@ -516,15 +535,16 @@ def sample(r, only=None):
     elif x < .20:                                                # persona from the system prompt
         n = r.choice(NAMES)
         sys = r.choice([f"You are {n}.", f"Your name is {n}.", f"You are {n}, a helpful assistant.", f"You are an assistant named {n}."])
-        q, a, ans, task = vary(r, r.choice(["Who are you?", "What is your name?", "What's your name?", "Introduce yourself."])), r.choice([f"I am {n}. How can I help you?", f"My name is {n}."]), n, "persona"
+        q, a, ans, task = vary(r, r.choice(["Who are you?", "What is your name?", "What's your name?", "Introduce yourself."])), f"I am {n}. How can I help you?", n, "persona"
     elif x < .23 and task not in ("story", "poem", "json", "copy", "list", "count"):
-        sys, a, task = r.choice(PIRATE), r.choice(["Arr! ", "Arr, matey! ", "Ahoy! "]) + a, "pirate"
-        ans = ["Arr", "Ahoy"]
+        sys, a, task = r.choice(PIRATE), "Arr! " + a, "pirate"
+        ans = "Arr! "
     elif x < .255:                                               # one word only
-        c, k = r.choice(list(CAPITAL.items()))
-        q, a = r.choice([(f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"Is {k} the capital of {c}?", "Yes"), ("Who are you?", "Canvas"), ("Hello", "Hello")])
+        (c, k), (w, v), (d, b) = (r.choice(list(t.items())) for t in (CAPITAL, OPPOSITE, COLOR))
+        n, y = r.randint(0, 20), r.randint(0, 20)
+        q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What is the opposite of {w}?", v), (f"What color is {d}?", up(b)), (f"What is {n} + {y}?", str(n + y)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
         sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
-    elif x < .35 and only is None:                              # a tool that fits
+    elif x < .37 and only is None:                              # a tool that fits
         decl, q, call, res, a, ans = tool_use(r)
         sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
         if r.random() < .2:
@@ -532,9 +552,9 @@ def sample(r, only=None):
         if r.random() < .6:
             return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
-    elif x < .365 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
+    elif x < .385 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
-    elif x < .43 and task not in ("go_on",):                     # thinking
+    elif x < .46 and task not in ("go_on",):                     # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
         a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
         task = "think_" + task
@@ -565,11 +585,6 @@ def encode(tok, s):
 
 def right(s, text):
     """None if the task has no checkable answer."""
-    if s["task"] == "list":
-        kind, known = next((k for k in LISTS if k in s["messages"][-2][1].lower()), None), None
-        body = re.sub(r"^(here are \w+ \w+: |sure: |my list: )", "", text.lower())
-        got = [w.strip(" .-") for w in re.split(r",| and |\n", body) if w.strip(" .-")]
-        return bool(got) and len(set(got)) == len(got) and all(w in [x.lower() for x in LISTS[kind]] for w in got)
     if s["answer"] is None:
         return None
     return any(x.lower() in " " + text.lower() for x in ([s["answer"]] if isinstance(s["answer"], str) else s["answer"]))
