@@ -1,8 +1,9 @@
-//! Kernel speed in floating-point operations per second of CPU time, one thread, beside the peak of this processor.
+//! Kernel speed in operations per second of CPU time, one thread, beside the bound that this processor sets.
 //!
-//! `cargo bench -p canvasd-kernels` runs all; a word after it picks groups (`-- products`). CPU time instead of the wall
-//! clock keeps the figures honest on a busy machine. Throughput is printed as elements: one element is one operation,
-//! a multiply-add counting two.
+//! `cargo bench -p canvasd-kernels` runs all; a word after it picks groups (`-- products`). CANVASD_CPU_PATH forces
+//! a path (`portable`, `avx2`, `avx512`, `amx`). CPU time instead of the wall clock keeps the figures honest on a busy
+//! machine. Throughput is printed as elements: one element is one operation, a multiply-add counting two. The bound of
+//! each precision, measured from registers, is printed before its groups: a product in it cannot be faster.
 
 use std::{hint::black_box, time::Duration};
 
@@ -49,13 +50,29 @@ impl Measurement for CpuTime {
     }
 }
 
-/// Both precisions, each with the end of its groups' names.
-const PRECISIONS: [(Precision, &str); 2] = [(Precision::Exact, ""), (Precision::Bytes, " in bytes")];
-
-fn cpu(precision: Precision) -> Cpu {
+/// One CPU for each precision that the path has, with the end of its groups' names.
+fn cpus() -> Vec<(Cpu, String)> {
     let path = std::env::var("CANVASD_CPU_PATH").ok();
-    let path = path.map(|name| Path::parse(&name).expect("CANVASD_CPU_PATH is portable, avx2 or avx512"));
-    Cpu::new(1, path).expect("one thread").with_precision(precision)
+    let path = path.map(|name| Path::parse(&name).expect("CANVASD_CPU_PATH is portable, avx2, avx512 or amx"));
+    let cpu = |precision| Cpu::new(1, path).expect("a path of this processor").with_precision(precision);
+    let all = Precision::ALL.into_iter().map(|precision| (precision, cpu(precision)));
+    let own = all.filter(|(precision, cpu)| cpu.precision() == *precision);
+    own.map(|(precision, cpu)| (cpu, format!(" {}", precision.name()))).collect()
+}
+
+/// Says what bounds the groups of this CPU.
+fn bound(cpu: &Cpu) {
+    let peak = cpu.peak();
+    let giga = |rate: Option<f64>| rate.map_or_else(|| "none".to_owned(), |rate| format!("{:.0} G/s", rate / 1e9));
+    eprintln!(
+        "{} in {}: bounds {} in f32, {} in bf16, {} in bytes, {:.1} GB/s read",
+        cpu.path().name(),
+        cpu.precision().name(),
+        giga(Some(peak.flops)),
+        giga(peak.bf16),
+        giga(peak.bytes),
+        peak.read / 1e9
+    );
 }
 
 /// Reproducible numbers in −1 … 1.
@@ -100,10 +117,8 @@ fn matrix(cpu: &Cpu, element: ElementType, n: usize, k: usize) -> PackedMatrix {
 }
 
 fn products(c: &mut Criterion<CpuTime>) {
-    for (precision, name) in PRECISIONS {
-        let cpu = cpu(precision);
-        let peak = cpu.peak();
-        eprintln!("{:?}: {:.1} GFLOP/s in f32, {:.1} GB/s read", cpu.path(), peak.flops / 1e9, peak.read / 1e9);
+    for (cpu, name) in cpus() {
+        bound(&cpu);
         products_of(c, &cpu, &format!("products{name}"));
     }
 }
@@ -113,7 +128,16 @@ fn products_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
     for element in
         [ElementType::F32, ElementType::Bf16, ElementType::Q4K, ElementType::Q5_0, ElementType::Q6K, ElementType::Q8_0]
     {
-        for (rows, n, k) in [(256, 2112, 2816), (16, 2816, 2816), (1, 2816, 2816)] {
+        let shapes: [(usize, usize, usize); 6] = [
+            (256, 2112, 2816),
+            (256, 2816, 2112),
+            (256, 2816, 704),
+            (16, 1408, 2816),
+            (16, 2816, 704),
+            (1, 2816, 2816),
+        ];
+        // Not every length is a whole number of every format's blocks.
+        for (rows, n, k) in shapes.into_iter().filter(|shape| shape.2.is_multiple_of(element.block().0)) {
             let weight = matrix(cpu, element, n, k);
             let x = numbers(rows * k, 1);
             let mut out = vec![0.0; rows * n];
@@ -127,8 +151,8 @@ fn products_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
 
 /// The true layer has 128 experts with 8 per row, 16 rows each at 256 rows; a tenth of that suffices.
 fn experts(c: &mut Criterion<CpuTime>) {
-    for (precision, name) in PRECISIONS {
-        experts_of(c, &cpu(precision), &format!("experts{name}"));
+    for (cpu, name) in cpus() {
+        experts_of(c, &cpu, &format!("experts{name}"));
     }
 }
 
@@ -160,8 +184,13 @@ fn experts_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
 }
 
 fn attention(c: &mut Criterion<CpuTime>) {
-    let cpu = cpu(Precision::Exact);
-    let mut group = c.benchmark_group("attention");
+    for (cpu, name) in cpus() {
+        attention_of(c, &cpu, &format!("attention{name}"));
+    }
+}
+
+fn attention_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
+    let mut group = c.benchmark_group(name);
     for (kind, heads, kv_heads, dim, window) in [("sliding", 16, 8, 256, Some(1024)), ("full", 16, 2, 512, None)] {
         for prefix in [512, 2048] {
             let rows = 256;
@@ -186,8 +215,8 @@ fn attention(c: &mut Criterion<CpuTime>) {
 
 /// A tenth of the true vocabulary. Flat rows make the soft embedding dense, peaked ones sparse.
 fn sweep(c: &mut Criterion<CpuTime>) {
-    for (precision, name) in PRECISIONS {
-        sweep_of(c, &cpu(precision), &format!("sweep{name}"));
+    for (cpu, name) in cpus() {
+        sweep_of(c, &cpu, &format!("sweep{name}"));
     }
 }
 

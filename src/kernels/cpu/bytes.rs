@@ -274,9 +274,9 @@ unsafe fn kernel<const ROWS: usize, const UNITS: usize, const MINIMA: bool>(tile
                     }
                     if MINIMA {
                         let minimum = _mm512_loadu_ps(w_minima.add(v * 16));
-                        for r in 0..ROWS {
+                        for (r, part) in parts.iter_mut().enumerate() {
                             let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*x_sums.add(r)));
-                            parts[r][v] = _mm512_fnmadd_ps(minimum, sum, parts[r][v]);
+                            part[v] = _mm512_fnmadd_ps(minimum, sum, part[v]);
                         }
                     }
                 }

@@ -120,10 +120,17 @@ impl PackedRows<'_> {
         }
     }
 
-    /// Inputs in pieces that stay in the first cache level.
-    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
-        let k = self.k;
-        (0..k).step_by(DEPTH).map(move |from| from..k.min(from + DEPTH))
+    /// Pieces of the product, each some inputs of a panel, that stay in the first cache level. Few rows stay in the
+    /// second one, so that the matrix can be read straight through; many are read piece by piece for all panels. For
+    /// each element of the product the inputs come in the same order.
+    fn pieces(&self, panels: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        const FEW: usize = 48;
+        let (k, depths, count) = (self.k, self.k.div_ceil(DEPTH), panels.len());
+        let few = self.rows <= FEW;
+        (0..depths * count).map(move |index| {
+            let (depth, panel) = if few { (index % depths, index / depths) } else { (index / count, index % count) };
+            (depth * DEPTH..k.min((depth + 1) * DEPTH), panels.start + panel)
+        })
     }
 
     /// # Safety
@@ -131,28 +138,26 @@ impl PackedRows<'_> {
     unsafe fn floats(&self, path: Checked, weight: &PackedMatrix, panels: Range<usize>, to: To) {
         let most = self.operand.most();
         let mut scratch = Scratch::take(DEPTH * PANEL);
-        for depth in self.pieces() {
-            for panel in panels.clone() {
-                let piece = weight.piece(path, panel, depth.start, depth.len(), &mut scratch);
-                for index in 0..self.rows.div_ceil(most) {
-                    let block = row_block(self.rows, most, index);
-                    let a = &self.data[block.start * self.k + depth.start * block.len()..][..depth.len() * block.len()];
-                    // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
-                    unsafe {
-                        path.tile(&Tile {
-                            rows: block.len(),
-                            columns: PANEL,
-                            k: depth.len(),
-                            a: a.as_ptr(),
-                            a_stride: block.len(),
-                            b: piece.as_ptr(),
-                            b_stride: PANEL,
-                            index: std::ptr::null(),
-                            c: to.at(block.start, panel - panels.start),
-                            c_stride: to.stride,
-                            start: if depth.start == 0 { Start::Zero } else { Start::Add },
-                        });
-                    }
+        for (depth, panel) in self.pieces(panels.clone()) {
+            let piece = weight.piece(path, panel, depth.start, depth.len(), &mut scratch);
+            for index in 0..self.rows.div_ceil(most) {
+                let block = row_block(self.rows, most, index);
+                let a = &self.data[block.start * self.k + depth.start * block.len()..][..depth.len() * block.len()];
+                // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
+                unsafe {
+                    path.tile(&Tile {
+                        rows: block.len(),
+                        columns: PANEL,
+                        k: depth.len(),
+                        a: a.as_ptr(),
+                        a_stride: block.len(),
+                        b: piece.as_ptr(),
+                        b_stride: PANEL,
+                        index: std::ptr::null(),
+                        c: to.at(block.start, panel - panels.start),
+                        c_stride: to.stride,
+                        start: if depth.start == 0 { Start::Zero } else { Start::Add },
+                    });
                 }
             }
         }
@@ -164,31 +169,33 @@ impl PackedRows<'_> {
         let (most, width) = (pairs.most(), pair_width(self.k));
         let mut scratch = Scratch::take(DEPTH / 2 * PANEL);
         let mut session = pairs.session();
-        for depth in self.pieces() {
+        let mut next = self.pieces(panels.clone()).skip(1);
+        for (depth, panel) in self.pieces(panels.clone()) {
             let words = depth.len().div_ceil(2);
             let step = depth.start / (2 * WORDS);
-            for panel in panels.clone() {
-                let piece = weight.pairs(path, pairs.granule(), panel, depth.start, depth.len(), &mut scratch);
-                for index in 0..self.rows.div_ceil(most) {
-                    let block = row_block(self.rows, most, index);
-                    let a = &self.data[block.start * width + step * block.len() * WORDS..];
-                    debug_assert!(a.len() >= words.next_multiple_of(WORDS) * block.len());
-                    // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
-                    unsafe {
-                        session.tile(&PairTile {
-                            rows: block.len(),
-                            columns: PANEL,
-                            pairs: words,
-                            a: a.as_ptr().cast(),
-                            a_rows: block.len(),
-                            b: piece,
-                            b_stride: PANEL,
-                            index: std::ptr::null(),
-                            c: to.at(block.start, panel - panels.start),
-                            c_stride: to.stride,
-                            start: if depth.start == 0 { Start::Zero } else { Start::Add },
-                        });
-                    }
+            let piece = weight.pairs(path, pairs.granule(), panel, depth.start, depth.len(), &mut scratch);
+            if let (Some((depth, panel)), Some(strips)) = (next.next(), weight.strips()) {
+                strips.prefetch(panel, depth);
+            }
+            for index in 0..self.rows.div_ceil(most) {
+                let block = row_block(self.rows, most, index);
+                let a = &self.data[block.start * width + step * block.len() * WORDS..];
+                debug_assert!(a.len() >= words.next_multiple_of(WORDS) * block.len());
+                // SAFETY: A and B are as long as the slices taken; C is the caller's promise.
+                unsafe {
+                    session.tile(&PairTile {
+                        rows: block.len(),
+                        columns: PANEL,
+                        pairs: words,
+                        a: a.as_ptr().cast(),
+                        a_rows: block.len(),
+                        b: piece,
+                        b_stride: PANEL,
+                        index: std::ptr::null(),
+                        c: to.at(block.start, panel - panels.start),
+                        c_stride: to.stride,
+                        start: if depth.start == 0 { Start::Zero } else { Start::Add },
+                    });
                 }
             }
         }
@@ -201,35 +208,37 @@ impl PackedRows<'_> {
         let mut w = Scratch::take(DEPTH / 4 * PANEL);
         let mut w_scales = Scratch::take(DEPTH / 16 * PANEL);
         let mut w_minima = Scratch::take(DEPTH / 16 * PANEL);
-        for depth in self.pieces() {
-            for panel in panels.clone() {
-                path.run(strips.units(panel, depth.start, depth.len(), (&mut w, &mut w_scales, &mut w_minima)));
-                for index in 0..self.rows.div_ceil(BYTE_ROWS) {
-                    let block = row_block(self.rows, BYTE_ROWS, index);
-                    let rows = block.len();
-                    let x = &self.data[block.start * width..block.end * width];
-                    let (scales, sums16, sums32) = parts(self.k, rows);
-                    let sums = if group == 16 { sums16 } else { sums32 };
-                    let step = depth.start / (4 * WORDS);
-                    // SAFETY: a packed block holds every part for all of k; the pieces of w are as long as `units`
-                    // wrote them; C is the caller's promise.
-                    unsafe {
-                        vnni.tile(&ByteTile {
-                            rows,
-                            inputs: depth.len(),
-                            group,
-                            offset: strips.offset(),
-                            x: x[step * rows * WORDS..].as_ptr().cast(),
-                            x_scales: x[scales + step * rows..].as_ptr(),
-                            x_sums: x[sums + depth.start / group * rows..].as_ptr().cast(),
-                            w: w.as_ptr().cast(),
-                            w_scales: w_scales.as_ptr(),
-                            w_minima: strips.has_minima().then(|| w_minima.as_ptr()),
-                            c: to.at(block.start, panel - panels.start),
-                            c_stride: to.stride,
-                            add: depth.start > 0,
-                        });
-                    }
+        let mut next = self.pieces(panels.clone()).skip(1);
+        for (depth, panel) in self.pieces(panels.clone()) {
+            path.run(strips.units(panel, depth.start, depth.len(), (&mut w, &mut w_scales, &mut w_minima)));
+            if let Some((depth, panel)) = next.next() {
+                strips.prefetch(panel, depth);
+            }
+            for index in 0..self.rows.div_ceil(BYTE_ROWS) {
+                let block = row_block(self.rows, BYTE_ROWS, index);
+                let rows = block.len();
+                let x = &self.data[block.start * width..block.end * width];
+                let (scales, sums16, sums32) = parts(self.k, rows);
+                let sums = if group == 16 { sums16 } else { sums32 };
+                let step = depth.start / (4 * WORDS);
+                // SAFETY: a packed block holds every part for all of k; the pieces of w are as long as `units`
+                // wrote them; C is the caller's promise.
+                unsafe {
+                    vnni.tile(&ByteTile {
+                        rows,
+                        inputs: depth.len(),
+                        group,
+                        offset: strips.offset(),
+                        x: x[step * rows * WORDS..].as_ptr().cast(),
+                        x_scales: x[scales + step * rows..].as_ptr(),
+                        x_sums: x[sums + depth.start / group * rows..].as_ptr().cast(),
+                        w: w.as_ptr().cast(),
+                        w_scales: w_scales.as_ptr(),
+                        w_minima: strips.has_minima().then(|| w_minima.as_ptr()),
+                        c: to.at(block.start, panel - panels.start),
+                        c_stride: to.stride,
+                        add: depth.start > 0,
+                    });
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Strips put back together: as floats, as pairs of bf16, or as the units they are stored in with their scales.
 
-use super::{Minimum, Strips};
+use super::{Minimum, SUPERS, Scale, Strips};
 use crate::cpu::{
     layout::{PANEL, STRIP},
     path::Task,
@@ -187,7 +187,29 @@ impl Units<'_> {
     }
 }
 
+/// Asks for every line of cache of a slice.
+fn ask<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in slice.chunks(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
 impl Strips {
+    /// Asks for inputs of a panel that will be read soon.
+    pub(in crate::cpu) fn prefetch(&self, panel: usize, inputs: std::ops::Range<usize>) {
+        let record = self.form.record();
+        let from = (panel * self.strips + inputs.start / STRIP) * record;
+        ask(&self.records[from..from + inputs.len() / STRIP * record]);
+        if self.form.scale == Scale::Nested {
+            ask(&self.supers[self.super_at(panel, inputs.start / STRIP)..][..SUPERS]);
+        }
+    }
+
     fn piece(&self, panel: usize, from: usize, length: usize, out: *mut f32) -> Piece<'_> {
         assert!(from / STRIP + length / STRIP <= self.strips);
         Piece { strips: self, panel, from, length, out }

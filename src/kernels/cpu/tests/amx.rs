@@ -278,7 +278,7 @@ impl State {
         let (c, a, b) = (i.tile, i.a, i.b);
         for tile in [c, a, b] {
             self.need(tile)?;
-            if self.bytes[tile] % 4 != 0 {
+            if !self.bytes[tile].is_multiple_of(4) {
                 return None;
             }
         }
