@@ -8,7 +8,9 @@ use crate::pass::{Capacity, EngineError, Limits};
 /// How the scheduler uses the model and the memory. Every field has a default that suits a small server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Most prompt rows encoded per pass, at least one page: what a long prompt may cost the others' steps.
+    /// Most prompt rows encoded per pass, at least one page: what a long prompt may cost the others' steps. The default is
+    /// the largest power of two at which a prompt of 3,000 tokens lets eight running requests on the demo model take at most 2.5
+    /// times as long for a step, and never 3 times (`canvasd bench --intrude 3000`; docs/scheduling.md).
     pub encode_rows: usize,
     /// Most rows of one pass, both modes together; `None` leaves room for every running canvas, for half of them being
     /// encoded at once, and for `encode_rows`.

@@ -84,6 +84,8 @@ pub struct Levels {
     pub running: f64,
     /// Key/value memory held by running choices, bytes.
     pub kv_used: f64,
+    /// Key/value memory kept for later requests, bytes.
+    pub kept: u64,
     /// Resident memory of the process, bytes; 0 where the system does not tell.
     pub resident: u64,
 }
@@ -94,6 +96,7 @@ impl Levels {
             waiting: sum(metrics, "canvasd_requests_waiting"),
             running: sum(metrics, "canvasd_choices_running"),
             kv_used: sum(metrics, "canvasd_kv_used_bytes"),
+            kept: sum(metrics, "canvasd_kv_cached_bytes") as u64,
             resident: sum(metrics, "process_resident_memory_bytes") as u64,
         }
     }
@@ -350,9 +353,9 @@ mod tests {
     #[test]
     fn levels_are_read_from_prometheus_text() {
         let text = "canvasd_requests_waiting 2\ncanvasd_choices_running 1\ncanvasd_kv_used_bytes 64\n\
-                    process_resident_memory_bytes 1048576\n";
+                    canvasd_kv_cached_bytes 32\nprocess_resident_memory_bytes 1048576\n";
         let levels = Levels::read(text);
-        assert_eq!(levels, Levels { waiting: 2.0, running: 1.0, kv_used: 64.0, resident: 1 << 20 });
+        assert_eq!(levels, Levels { waiting: 2.0, running: 1.0, kv_used: 64.0, kept: 32, resident: 1 << 20 });
         assert!(!levels.is_idle() && Levels::read("").is_idle());
     }
 }
