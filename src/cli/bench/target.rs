@@ -203,31 +203,7 @@ impl Target {
 
 async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Question) -> Result<Sample, CliError> {
     let mut clock = Clock::new(Instant::now());
-    let (ids, resume_points, opening, dialect) = match &question.said {
-        Said::Chat(messages) => {
-            let messages = messages.iter().map(|(role, text)| Message::new(*role, text.clone())).collect();
-            let prompt = text.render(&Chat { messages, ..Chat::default() }).map_err(CliError::Prompt)?;
-            (prompt.ids, prompt.resume_points, prompt.opening, Dialect::ChatWithoutTools)
-        }
-        Said::Text(prompt) => {
-            (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
-        }
-    };
-    let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
-    sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
-    let job = Job {
-        prompt: Arc::from(ids),
-        resume_points,
-        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) }],
-        max_tokens: question.max_tokens,
-        sampler,
-        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
-        bias: Arc::from([]),
-        penalties: Default::default(),
-        top_k: 0,
-        timeout: None,
-        drafts: Drafts::Off,
-    };
+    let (job, opening, dialect) = job(text, sampler, question)?;
     let mut writer = text.reader(opening, dialect, Rules::default());
     let mut reader = handle.submit(job)?.choices.pop().ok_or(CliError::EngineStopped)?;
     let mut answer = String::new();
@@ -255,6 +231,36 @@ async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Q
             None => return Err(CliError::EngineStopped),
         }
     }
+}
+
+/// The question as a job, and how its answer is to be read.
+fn job(text: &Text, sampler: Sampler, question: &Question) -> Result<(Job, Opening, Dialect), CliError> {
+    let (ids, resume_points, opening, dialect) = match &question.said {
+        Said::Chat(messages) => {
+            let messages = messages.iter().map(|(role, text)| Message::new(*role, text.clone())).collect();
+            let prompt = text.render(&Chat { messages, ..Chat::default() }).map_err(CliError::Prompt)?;
+            (prompt.ids, prompt.resume_points, prompt.opening, Dialect::ChatWithoutTools)
+        }
+        Said::Text(prompt) => {
+            (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
+        }
+    };
+    let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
+    sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
+    let job = Job {
+        prompt: Arc::from(ids),
+        resume_points,
+        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) }],
+        max_tokens: question.max_tokens,
+        sampler,
+        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
+        bias: Arc::from([]),
+        penalties: Default::default(),
+        top_k: 0,
+        timeout: None,
+        drafts: Drafts::Off,
+    };
+    Ok((job, opening, dialect))
 }
 
 async fn over_http(http: &Http, model: &str, question: &Question) -> Result<Sample, CliError> {
