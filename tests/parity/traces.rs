@@ -2,7 +2,8 @@
 //! final sequences must be *equal*.
 //!
 //! Self-conditioning is injected from the reference's logits of the step before, so that a difference of rounding is
-//! not fed back; on the committed fixtures, whose weights are calm, the same traces also run free.
+//! not fed back. Traces that a fixture calls calm also run free: where experts are chosen, most do not, because fed-back
+//! rounding tips a choice sooner or later, and from there on two runs are two different ones.
 
 use canvasd::diffusion::{Canvas, Key, Observation, Sampler};
 use canvasd::model::{LoadOptions, probe};
@@ -56,15 +57,24 @@ fn traces_with_other_tiles_equal_the_reference() {
 
 #[test]
 fn free_running_traces_equal_the_reference() {
-    for fixture in all().iter().filter(|fixture| fixture.info["calm"] == true) {
-        replay(fixture, Feedback::Own, probe::Tuning::default());
+    for fixture in &all() {
+        let calm = match &fixture.info["calm"] {
+            Value::Bool(true) => fixture.names("traces"),
+            Value::Array(names) => names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect(),
+            _ => continue,
+        };
+        replay_named(fixture, calm, Feedback::Own, probe::Tuning::default());
     }
 }
 
 fn replay(fixture: &Fixture, feedback: Feedback, tuning: probe::Tuning) -> usize {
+    replay_named(fixture, fixture.names("traces"), feedback, tuning)
+}
+
+fn replay_named(fixture: &Fixture, names: Vec<String>, feedback: Feedback, tuning: probe::Tuning) -> usize {
     let mut worst = Worst::default();
     let (mut skipped, mut steps) = (0, 0);
-    for name in fixture.names("traces") {
+    for name in names {
         if name.contains("image") {
             skipped += 1;
             continue;
@@ -76,7 +86,7 @@ fn replay(fixture: &Fixture, feedback: Feedback, tuning: probe::Tuning) -> usize
         steps += trace.steps;
     }
     println!("{} {feedback:?} {tuning:?}: {steps} steps equal, {worst:?}", fixture.name);
-    assert!(steps > 20, "{}: hardly a step was compared", fixture.name);
+    assert!(steps > 10, "{}: hardly a step was compared", fixture.name);
     skipped
 }
 

@@ -64,9 +64,32 @@ impl StepReport {
         self.work(one) / (one.median() / 1e3)
     }
 
-    /// The most operations per second that the path in use could reach.
-    fn ceiling(&self) -> f64 {
-        self.peak.flops
+    /// The most operations per second that the machine does of the kind that an operation is made of.
+    fn ceiling(&self, operation: Operation) -> f64 {
+        let f32 = self.peak.flops;
+        let bf16 = self.peak.bf16.unwrap_or(f32);
+        match (self.precision, operation) {
+            // The router is not quantised, and f32 matrices are multiplied exactly.
+            (Precision::Exact, _) | (_, Operation::Router | Operation::Elementwise) => f32,
+            (Precision::Bytes, Operation::Attention | Operation::SoftEmbedding) => bf16,
+            (Precision::Bytes, _) if self.quantised() => self.peak.bytes.unwrap_or(bf16),
+            (Precision::Bf16 | Precision::Bytes, _) => bf16,
+        }
+    }
+
+    /// Whether the matrices are held in fewer than 16 bits a weight.
+    fn quantised(&self) -> bool {
+        let weights = 3 * self.shape.hidden * self.shape.intermediate * self.shape.layers.len();
+        *self.weights.of(Operation::Mlp) < 2 * weights as u64 * 9 / 10
+    }
+
+    /// Milliseconds that one measurement's work would take at the machine's peak, each operation at that of its kind.
+    fn bound(&self, one: &Measured) -> f64 {
+        let work = Work::of(&self.shape, one.prefix);
+        let counted =
+            |operation: &Operation| *operation != Operation::SoftEmbedding || one.statistics == Statistics::Flat;
+        let seconds = |operation: Operation| work.part(operation) / self.ceiling(operation);
+        Operation::ALL.into_iter().filter(counted).map(seconds).sum::<f64>() * one.canvases as f64 * 1e3
     }
 
     fn parts(&self, one: &Measured) -> Vec<Part> {
@@ -97,12 +120,17 @@ impl StepReport {
             "model": self.model,
             "threads": self.threads,
             "path": self.path,
-            "precision": precision(self.precision),
+            "precision": self.precision.name(),
             "kv": kv(self.kv),
             "canvas": self.shape.canvas,
             "load_seconds": self.load.as_secs_f64(),
             "memory": {"loaded": self.loaded.map(Memory::json), "end": self.end.map(Memory::json)},
-            "peak": {"f32_gflops": self.peak.flops / 1e9, "read_gbytes_per_second": self.peak.read / 1e9},
+            "peak": {
+                "f32_gflops": self.peak.flops / 1e9,
+                "bf16_gflops": self.peak.bf16.map(|rate| rate / 1e9),
+                "bytes_gops": self.peak.bytes.map(|rate| rate / 1e9),
+                "read_gbytes_per_second": self.peak.read / 1e9,
+            },
             "encode": self.found.encoded.as_ref().map(encoded),
             "steps": self.found.steps.iter().map(|one| self.step(one)).collect::<Vec<_>>(),
         })
@@ -119,7 +147,7 @@ impl StepReport {
                     "share": part.milliseconds / one.mean(),
                     "gflop": work.part(part.operation) * one.canvases as f64 / 1e9,
                     "gflops": part.rate.map(|rate| rate / 1e9),
-                    "share_of_peak": part.rate.map(|rate| rate / self.ceiling()),
+                    "share_of_peak": part.rate.map(|rate| rate / self.ceiling(part.operation)),
                     "weights_gbytes_per_second": part.read.map(|read| read / 1e9),
                 }),
             );
@@ -137,22 +165,25 @@ impl StepReport {
             "passes_ms": one.steps,
             "gflop": self.work(one) / 1e9,
             "gflops": self.rate(one) / 1e9,
-            "share_of_peak": self.rate(one) / self.ceiling(),
+            "bound_ms": self.bound(one),
+            "share_of_peak": self.bound(one) / one.median(),
             "splits": splits,
         })
     }
 
     /// For people.
     pub fn table(&self) -> String {
+        let kinds = [("f32", Some(self.peak.flops)), ("bf16", self.peak.bf16), ("bytes", self.peak.bytes)];
+        let kinds = kinds.into_iter().filter_map(|(kind, rate)| Some(format!("{:.0} GFLOP/s in {kind}", rate? / 1e9)));
         let mut table = format!(
-            "{}, {} threads, {} in {} products, keys and values in {}, canvas {}; this machine: {:.0} GFLOP/s in f32, reads {:.1} GB/s\n",
+            "{}, {} threads, {} in {} products, keys and values in {}, canvas {}\nthis machine: {}, reads {:.1} GB/s\n",
             self.model,
             self.threads,
             self.path,
-            precision(self.precision),
+            self.precision.name(),
             kv(self.kv),
             self.shape.canvas,
-            self.peak.flops / 1e9,
+            kinds.collect::<Vec<_>>().join(", "),
             self.peak.read / 1e9
         );
         // Writing to a string cannot fail.
@@ -180,16 +211,18 @@ impl StepReport {
                 one.statistics.name(),
                 one.median(),
                 self.rate(one) / 1e9,
-                self.rate(one) / self.ceiling() * 100.0
+                self.bound(one) / one.median() * 100.0
             );
             for part in self.parts(one) {
                 let rate = part.rate.map_or_else(String::new, |rate| format!("{:>6.0} GFLOP/s", rate / 1e9));
+                let peak = part.rate.map(|rate| rate / self.ceiling(part.operation) * 100.0);
+                let peak = peak.map_or_else(String::new, |share| format!("{share:>3.0}% of peak"));
                 let read = part.read.map_or_else(String::new, |read| format!("{:>6.1} GB/s", read / 1e9));
                 let share = part.milliseconds / one.mean() * 100.0;
                 let name = part.operation.name();
                 let _ = writeln!(
                     table,
-                    "    {name:<18} {:>9.1} ms {share:>4.0}%  {rate:>14}  {read:>11}",
+                    "    {name:<18} {:>9.1} ms {share:>4.0}%  {rate:>14}  {peak:>12}  {read:>11}",
                     part.milliseconds
                 );
             }
@@ -211,11 +244,6 @@ fn encoded(encoded: &Encoded) -> Value {
         "tokens_per_second": encoded.rate(),
         "splits": splits,
     })
-}
-
-/// A precision's name, as the configuration has it.
-pub fn precision(precision: Precision) -> &'static str {
-    precision.name()
 }
 
 fn kv(element: KvElement) -> &'static str {

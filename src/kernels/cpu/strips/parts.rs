@@ -32,11 +32,15 @@ impl Parts {
             ElementType::Q4K | ElementType::Q5K => {
                 parts.minimum = pair(2);
                 let low = if element == ElementType::Q5K { &b[48..] } else { &b[16..] };
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    let (group, l) = (i / 32, i % 32);
-                    *q = (low[group / 2 * 32 + l] >> (4 * (group % 2))) & 15;
-                    if element == ElementType::Q5K {
-                        *q |= ((b[16 + l] >> group) & 1) << 4;
+                for (q, bytes) in parts.q.chunks_exact_mut(64).zip(low.chunks_exact(32)) {
+                    let (first, second) = q.split_at_mut(32);
+                    for ((first, second), byte) in first.iter_mut().zip(second).zip(bytes) {
+                        (*first, *second) = (byte & 15, byte >> 4);
+                    }
+                }
+                if element == ElementType::Q5K {
+                    for (group, q) in parts.q.chunks_exact_mut(32).enumerate() {
+                        q.iter_mut().zip(&b[16..48]).for_each(|(q, high)| *q |= ((high >> group) & 1) << 4);
                     }
                 }
                 for group in 0..8 {
@@ -46,10 +50,12 @@ impl Parts {
             }
             ElementType::Q6K => {
                 parts.scale = pair(208);
-                for (i, q) in parts.q.iter_mut().enumerate() {
-                    let (part, quarter, l) = (i / 128, i % 128 / 32, i % 32);
-                    let low = (b[part * 64 + quarter % 2 * 32 + l] >> (4 * (quarter / 2))) & 15;
-                    *q = low | ((b[128 + part * 32 + l] >> (2 * quarter)) & 3) << 4;
+                for (group, q) in parts.q.chunks_exact_mut(32).enumerate() {
+                    let (part, quarter) = (group / 4, group % 4);
+                    let (low, high) = (&b[part * 64 + quarter % 2 * 32..][..32], &b[128 + part * 32..][..32]);
+                    for ((q, low), high) in q.iter_mut().zip(low).zip(high) {
+                        *q = (low >> (4 * (quarter / 2))) & 15 | ((high >> (2 * quarter)) & 3) << 4;
+                    }
                 }
                 parts.scales.iter_mut().zip(&b[192..]).for_each(|(scale, &x)| *scale = x as i8);
             }
@@ -78,9 +84,10 @@ impl Parts {
 
     /// Nibbles of 32 numbers, the high bits of each from `high`.
     fn legacy(&mut self, nibbles: &[u8], high: u32) {
-        for i in 0..32 {
-            let nibble = (nibbles[i % 16] >> (4 * (i / 16))) & 15;
-            self.q[i] = nibble | (((high >> i) & 1) as u8) << 4;
+        let (first, second) = self.q[..32].split_at_mut(16);
+        for (l, byte) in nibbles[..16].iter().enumerate() {
+            let bit = |i: usize| (((high >> i) & 1) as u8) << 4;
+            (first[l], second[l]) = (byte & 15 | bit(l), byte >> 4 | bit(l + 16));
         }
     }
 }
