@@ -62,7 +62,7 @@ enum Command {
     /// Generate one answer; on a terminal the canvas can be seen settling.
     Generate(generate::Arguments),
     /// Measure speed: a sweep over the number of requests at once, in this process or against a server.
-    Bench(bench::Arguments),
+    Bench(Box<bench::Arguments>),
     /// Download a model from the hub ahead of time, or go on with a download that was cut off.
     Fetch(fetch::Arguments),
     /// Say what a checkpoint is, and what memory it takes.
@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
-        Command::Bench(arguments) => bench::run(arguments),
+        Command::Bench(arguments) => bench::run(*arguments),
         Command::Fetch(arguments) => fetch::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Quantize(arguments) => quantize::run(&arguments),
