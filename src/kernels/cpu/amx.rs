@@ -34,7 +34,7 @@ impl Amx {
     }
 
     /// Whether the processor itself executes the instructions.
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(super) fn native() -> bool {
         in_processor() && permitted()
     }

@@ -16,11 +16,6 @@ impl Amx {
         None
     }
 
-    #[cfg(test)]
-    pub(super) fn native() -> bool {
-        false
-    }
-
     pub(super) fn spin(self, _rounds: usize) {
         match self.0 {}
     }
