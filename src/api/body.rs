@@ -145,8 +145,12 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
-            Category::Data if path == "." => wrong(format!("The request body is wrong: {inner}.")).code("invalid_type"),
-            Category::Data => wrong(format!("Invalid value at '{path}': {inner}.")).at(path).code("invalid_type"),
+            Category::Data if path == "." => {
+                wrong(format!("The request body is wrong: {}.", in_json_words(&inner))).code("invalid_type")
+            }
+            Category::Data => {
+                wrong(format!("Invalid value at '{path}': {}.", in_json_words(&inner))).at(path).code("invalid_type")
+            }
             Category::Syntax | Category::Eof | Category::Io => {
                 wrong(format!("The request body is not valid JSON: {inner}.")).code("invalid_json")
             }
@@ -154,6 +158,28 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
     })?;
     json.end().map_err(|error| wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"))?;
     Ok(Body { value, ignored: Ignored(ignored) })
+}
+
+/// A complaint about a value without the names of this program's types.
+fn in_json_words(error: &serde_json::Error) -> String {
+    const WORDS: [(&str, &str); 8] = [
+        ("usize", "a whole number, at least 0"),
+        ("u32", "a whole number, at least 0"),
+        ("u64", "a whole number, at least 0"),
+        ("f64", "a number"),
+        ("a sequence", "an array"),
+        ("a map", "an object"),
+        ("struct ", "an object"),
+        ("a boolean", "true or false"),
+    ];
+    let message = error.to_string().replace("unknown variant", "unknown value");
+    // What was expected stands last, before the position; anything in front of it may be a quotation.
+    let Some((found, rest)) = message.rsplit_once(", expected ") else { return message };
+    let (expected, position) = rest.rsplit_once(" at line ").unwrap_or((rest, ""));
+    let known =
+        WORDS.iter().find(|(ours, _)| if ours.ends_with(' ') { expected.starts_with(ours) } else { expected == *ours });
+    let expected = known.map_or(expected, |(_, json)| json);
+    format!("{found}, expected {expected} at line {position}")
 }
 
 /// `messages[0].name` rather than serde_ignored's `messages.0.name` with marks for options.
@@ -216,6 +242,27 @@ mod tests {
         assert_eq!(error.param.as_deref(), Some("inner[1].count"));
         assert!(error.message.contains("line 1 column"), "{}", error.message);
         assert_eq!(error.code.as_deref(), Some("invalid_type"));
+    }
+
+    #[test]
+    fn what_is_expected_is_said_in_the_words_of_json() {
+        for (body, expected) in [
+            (&br#"[]"#[..], "invalid length 0, expected an object at line 1 column 2"),
+            (br#"5"#, "invalid type: integer `5`, expected an object at line 1 column 1"),
+            (br#"{"inner":5}"#, "invalid type: integer `5`, expected an array at line 1 column 10"),
+            (br#"{"inner":[5]}"#, "invalid type: integer `5`, expected an object at line 1 column 11"),
+            (
+                br#"{"inner":[{"count":", expected f64"}]}"#,
+                "invalid type: string \", expected f64\", expected a whole number, at least 0 at line 1 column 35",
+            ),
+            (
+                br#"{"inner":[{"count":-1}]}"#,
+                "invalid value: integer `-1`, expected a whole number, at least 0 at line 1 column 21",
+            ),
+        ] {
+            let message = refused(body).message;
+            assert!(message.ends_with(&format!("{expected}.")), "{message}");
+        }
     }
 
     #[test]

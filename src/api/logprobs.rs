@@ -58,6 +58,8 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LEAST }
 }
 
+/// The number with the digits that it has as `f32`: the same value looks the same everywhere.
 fn number(logprob: f32) -> Value {
-    Number::from_f64(f64::from(finite(logprob))).map_or(Value::Null, Value::Number)
+    let digits = finite(logprob).to_string().parse().ok();
+    digits.and_then(Number::from_f64).map_or(Value::Null, Value::Number)
 }

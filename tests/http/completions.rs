@@ -105,6 +105,7 @@ async fn logprobs_have_the_older_shape() {
     let first = logprobs["tokens"][0].as_str().unwrap();
     assert_eq!(logprobs["text_offset"][1], first.chars().count());
     let top = logprobs["top_logprobs"][0].as_object().unwrap();
+    assert_eq!(top[first], logprobs["token_logprobs"][0]);
     assert!((1..=3).contains(&top.len()) && top.contains_key(first));
     assert_eq!(
         app.complete("hello", json!({"logprobs": 0})).await.ok()["choices"][0]["logprobs"]["top_logprobs"][0],

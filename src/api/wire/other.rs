@@ -83,7 +83,7 @@ pub struct DetokenizeRequest {
 /// The text of tokens.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DetokenizeResponse {
-    /// The text, control tokens left out.
+    /// The text, control tokens spelled out.
     pub prompt: String,
 }
 
