@@ -35,20 +35,18 @@ fn describe_events(value: &mut Value) {
     }
 }
 
+/// An event whose data is JSON: what the handler names, or an error's envelope where the answer breaks off. A stream of
+/// chunks ends with `[DONE]`.
 fn event_of(data: Value) -> Value {
+    let chunks = data["$ref"].as_str().is_some_and(|name| name.contains("Chunk"));
+    let data = json!({"anyOf": [data, {"$ref": "#/components/schemas/ErrorBody"}]});
+    let json = json!({"type": "string", "contentMediaType": "application/json", "contentSchema": data});
+    let data = if chunks { json!({"anyOf": [json, {"type": "string", "const": "[DONE]"}]}) } else { json };
     json!({
         "type": "object",
         "description": "One server-sent event.",
         "required": ["data"],
-        "properties": {
-            "event": {"type": "string", "description": "Its name, where it has one."},
-            "data": {
-                "type": "string",
-                "description": "JSON; `[DONE]` at the end of a stream of chunks; an error's envelope where the answer breaks off.",
-                "contentMediaType": "application/json",
-                "contentSchema": data
-            }
-        }
+        "properties": {"event": {"type": "string", "description": "Its name, where it has one."}, "data": data}
     })
 }
 

@@ -10,7 +10,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 CHECKS = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
           "response_headers_conformance", "unsupported_method", "missing_required_header"]
-EXAMPLES = os.environ.get("CANVASD_SCHEMA_EXAMPLES", "40")
+EXAMPLES = os.environ.get("CANVASD_SCHEMA_EXAMPLES", "8")
 
 
 def test_every_answer_is_as_the_document_says(start, report, tmp_path):
@@ -20,7 +20,7 @@ def test_every_answer_is_as_the_document_says(start, report, tmp_path):
     run = subprocess.run(
         [program, "run", server.url + "/openapi.json", "--checks", ",".join(CHECKS), "--max-examples", EXAMPLES,
          "--generation-deterministic", "--phases", "examples,coverage,fuzzing", "--request-timeout", "20", "--no-color"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout[-12000:] + run.stderr[-2000:]
     made = re.search(r"(\d+) generated", run.stdout)
     report(f"schemathesis: {made.group(1) if made else 'all'} requests as the OpenAPI document says")
