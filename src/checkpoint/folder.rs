@@ -10,7 +10,11 @@ use serde_json::Value;
 
 use super::error::CheckpointError;
 use super::map::Bytes;
-use super::safetensors::SINGLE;
+
+/// The name of a checkpoint's one weight file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The name of the list of weight files, where there are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The largest text file that is read whole (the published tokenizer.json has 33 MB).
 const LONGEST_TEXT: u64 = 256 << 20;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::Checkpoint;
 use super::memory::{Needs, gib};
-use crate::model::{Config, LayerKind};
+use crate::model::{Config, LayerKind, LoadOptions};
 
 /// Numbers of requests and positions that the memory table shows.
 const REQUESTS: [usize; 3] = [1, 4, 16];
@@ -45,7 +45,7 @@ impl Inspection {
             vocabulary: checkpoint.tokenizer.get_vocab_size(true),
             template: checkpoint.template.is_some(),
             types,
-            needs: checkpoint.needs(),
+            needs: checkpoint.needs(&LoadOptions::default()),
             free,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -116,11 +116,35 @@ impl Inspection {
         }
         let Some(free) = self.free else { return Ok(()) };
         let verdict = match self.needs.check(free, context.min(POSITIONS[0]), 1) {
-            Ok(()) => "it can be served here".to_owned(),
+            Ok(()) => format!("it can be served here: {}", self.reach(free)),
             Err(error) => format!("it cannot be served here: {error}"),
         };
         writeln!(f, "\n  {verdict}")
     }
+}
+
+impl Inspection {
+    /// The longest request and the most short ones that fit.
+    fn reach(&self, free: u64) -> String {
+        let (needs, context) = (&self.needs, self.needs.context);
+        let short = context.min(POSITIONS[0]);
+        let fits = |positions, requests| needs.total(positions, requests) <= free;
+        // Both grow steadily, so the border is found by halving.
+        let longest = border(context.div_ceil(64), |pages| fits(pages * 64, 1)) * 64;
+        let most = border(1024, |requests| fits(short, requests));
+        let or_more = if most == 1024 { " or more" } else { "" };
+        format!("one request of up to {} positions, or {most}{or_more} requests of {short}", longest.min(context))
+    }
+}
+
+/// The largest number from 1 to `most` that is good; 1 is, and so is every number below a good one.
+fn border(most: usize, good: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (1, most.max(1));
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if good(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
 }
 
 /// `S` for a sliding layer, `F` for a full one, repeats shortened.
@@ -156,6 +180,18 @@ mod tests {
         let small = Inspection::of(&demo, Some(1 << 20)).to_string();
         assert!(small.contains('✗') && small.contains("cannot be served here"), "{small}");
         assert!(Inspection::of(&demo, None).to_string().contains("unknown"));
+    }
+
+    #[test]
+    fn what_fits_is_found() {
+        for wanted in [1, 2, 17, 99, 100] {
+            assert_eq!(border(100, |number| number <= wanted), wanted);
+        }
+        let demo = open(&Source::Demo).unwrap();
+        let needs = demo.needs(&LoadOptions::default());
+        let text = Inspection::of(&demo, Some(needs.total(needs.context, 7))).to_string();
+        let reach = format!("one request of up to {0} positions, or 7 requests of {0}", needs.context);
+        assert!(text.contains(&reach), "{text}");
     }
 
     #[test]

@@ -1,12 +1,9 @@
-//! What a model needs in memory, and what this machine or container has: a server refuses early instead of being killed
-//! half-way.
-
-use std::path::{Path, PathBuf};
+//! What a model needs in memory: a server refuses early instead of being killed half-way.
 
 use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
-use crate::model::{Config, LayerKind};
+use crate::model::{Config, LayerKind, LoadOptions, WeightType, page_bytes, row_bytes, slot_bytes};
 
 /// A tensor as a file holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +18,8 @@ pub struct Stored {
     pub element: Option<ElementType>,
     /// Its bytes.
     pub bytes: u64,
+    /// Whether they are made while loading and are not in the file as they are.
+    pub made: bool,
 }
 
 impl Stored {
@@ -52,9 +51,10 @@ impl Stored {
             Some(_) => {}
         }
         let (block, bytes) = target.block();
+        self.made |= self.element != Some(target);
         self.bytes = self.numbers() / block as u64 * bytes as u64;
         self.element = Some(target);
-        self.kind = super::gguf::GgufType::of(target).name.to_owned();
+        self.kind = super::block_types::GgufType::of(target).name.to_owned();
         Ok(())
     }
 }
@@ -64,6 +64,8 @@ impl Stored {
 pub struct Needs {
     /// The weights, packed.
     pub weights: u64,
+    /// Most that loading takes beside them: the largest tensor that is made and packed then.
+    pub loading: u64,
     /// Keys and values of one page, the layers that see everything.
     full_page: u64,
     /// Keys and values of one page, the sliding layers.
@@ -76,37 +78,47 @@ pub struct Needs {
     row: u64,
     /// Rows of one canvas.
     canvas: u64,
+    /// The program and its tokenizer.
+    program: u64,
     /// Most positions of one request.
     pub context: usize,
 }
 
+/// The first tensor that is loaded.
+const EMBEDDING: &str = "model.decoder.embed_tokens.weight";
 /// Positions of one page of keys and values.
 const PAGE: usize = 64;
 /// Rows of prompt that may run beside the canvases.
 const PROMPT_ROWS: u64 = 1024;
-/// Bytes of one key or value number.
-const NUMBER: usize = 4;
-/// The program itself, its tokenizer, and what the allocator keeps.
-const PROGRAM: u64 = 256 << 20;
+/// The program itself and what the allocator keeps; and its tokenizer, for each token.
+const PROGRAM: u64 = 48 << 20;
+const TOKEN: u64 = 1 << 10;
 
 impl Needs {
-    /// Estimates from above, with keys and values in f32.
-    pub(crate) fn of(config: &Config, tensors: &[Stored]) -> Self {
-        let page = |kind| {
-            let attention = config.attention(kind);
-            (config.count(kind) * attention.kv_heads * attention.head_dim * 2 * PAGE * NUMBER) as u64
+    /// Estimates from above what loading with these options and serving takes.
+    pub(crate) fn of(config: &Config, tensors: &[Stored], options: &LoadOptions) -> Self {
+        let dtype = options.dtype;
+        let embedding = tensors.iter().find(|stored| stored.name == EMBEDDING).and_then(|stored| stored.element);
+        let keys_and_values = options.keys_and_values(embedding);
+        let page = |kind| page_bytes(config, kind, keys_and_values);
+        let read = || tensors.iter().filter(|stored| stored.is_read());
+        let weights = read().map(|stored| packed(stored, dtype)).sum();
+        // The embedding comes first: whatever it takes in passing is there before the rest is.
+        let beside = |stored: &Stored| match stored.name == EMBEDDING {
+            true => passing(stored, dtype).saturating_sub(u64::saturating_sub(weights, packed(stored, dtype))),
+            false => passing(stored, dtype),
         };
-        let wide = config.heads * config.sliding.head_dim.max(config.full.head_dim);
-        let experts = config.experts.map_or(0, |it| it.top_k * (4 * it.intermediate + 3 * config.hidden));
-        let numbers = 10 * config.hidden + (3 * wide).max(4 * config.intermediate + experts).max(4 * 4096);
         Self {
-            weights: tensors.iter().filter(|stored| stored.is_read()).map(packed).sum(),
+            weights,
+            loading: read().map(beside).max().unwrap_or(0),
             full_page: page(LayerKind::Full),
             sliding_page: page(LayerKind::Sliding),
-            sliding_pages: (config.window.div_ceil(PAGE) + 2) as u64,
-            slot: (config.canvas * config.hidden * NUMBER) as u64,
-            row: (numbers * NUMBER) as u64,
+            // What a commit still writes and what has just left the window overlap for a moment.
+            sliding_pages: ((config.window + config.canvas).div_ceil(PAGE) + 2) as u64,
+            slot: slot_bytes(config),
+            row: row_bytes(config, options.device),
             canvas: config.canvas as u64,
+            program: PROGRAM + config.vocabulary as u64 * TOKEN,
             context: config.context,
         }
     }
@@ -117,12 +129,27 @@ impl Needs {
         pages * self.full_page + pages.min(self.sliding_pages) * self.sliding_page + self.slot
     }
 
-    /// Everything, with so many requests of so many positions at once.
+    /// Working memory of so many canvases in one pass, prompt rows beside them, and of the program.
+    fn work(&self, requests: usize) -> u64 {
+        let rows = (requests as u64).saturating_mul(self.canvas).saturating_add(PROMPT_ROWS);
+        rows.saturating_mul(self.row).saturating_add(self.program)
+    }
+
+    /// Working memory of a pass of so many rows.
+    pub fn rows(&self, rows: usize) -> u64 {
+        (rows as u64).saturating_mul(self.row)
+    }
+
+    /// Everything while the model is being loaded.
+    pub fn while_loading(&self) -> u64 {
+        self.weights.saturating_add(self.loading).saturating_add(self.program)
+    }
+
+    /// Everything, with so many requests of so many positions at once; or what loading takes, if that is more.
     pub fn total(&self, positions: usize, requests: usize) -> u64 {
-        let requests = requests as u64;
-        let rows = requests.saturating_mul(self.canvas).saturating_add(PROMPT_ROWS);
-        let work = rows.saturating_mul(self.row).saturating_add(requests.saturating_mul(self.request(positions)));
-        self.weights.saturating_add(PROGRAM).saturating_add(work)
+        let kept = (requests as u64).saturating_mul(self.request(positions));
+        let serving = self.weights.saturating_add(kept).saturating_add(self.work(requests));
+        serving.max(self.while_loading())
     }
 
     /// Refuses a model that does not fit, before any of it is read.
@@ -143,14 +170,18 @@ impl Needs {
         } else {
             "use a smaller quantization (a Q4_K_M file, or --quantize q4_k_m) or a machine with more memory".to_owned()
         };
+        let loading = match self.loading {
+            0 => String::new(),
+            bytes => format!(" (and {} while loading)", gib(bytes)),
+        };
         Err(CheckpointError::Memory(format!(
-            "the model needs {} of memory and {} are available: weights {}, {requests} request(s) of {positions} positions {}, \
-             work {}; {advice}",
+            "the model needs {} of memory and {} are available: weights {}{loading}, {requests} request(s) of {positions} \
+             positions {}, work {}; {advice}",
             gib(total),
             gib(free),
             gib(self.weights),
             gib(self.request(positions).saturating_mul(requests as u64)),
-            gib(total.saturating_sub(self.weights + self.request(positions).saturating_mul(requests as u64))),
+            gib(self.work(requests)),
         )))
     }
 }
@@ -161,7 +192,7 @@ impl Needs {
     /// # Errors
     /// [`CheckpointError::Memory`] with the numbers.
     pub fn check_kv(&self, free: u64, kv: u64) -> Result<(), CheckpointError> {
-        let rest = self.weights.saturating_add(PROGRAM).saturating_add((self.canvas + PROMPT_ROWS) * self.row);
+        let rest = self.weights.saturating_add(self.work(1));
         if rest.saturating_add(kv) <= free {
             return Ok(());
         }
@@ -177,16 +208,33 @@ impl Needs {
     }
 }
 
-/// Bytes of a tensor in the form that products read: F16 is widened, everything else keeps its size.
-fn packed(stored: &Stored) -> u64 {
-    match stored.element {
-        Some(ElementType::F16) => 2 * stored.bytes,
-        _ => stored.bytes,
+/// Bytes of a tensor in the form that products read: vectors and F16 are widened, everything else keeps its size unless it is
+/// converted.
+fn packed(stored: &Stored, dtype: Option<WeightType>) -> u64 {
+    match (dtype, stored.element) {
+        _ if stored.shape.len() < 2 => stored.numbers().saturating_mul(4),
+        (Some(WeightType::F32), _) | (None, Some(ElementType::F16)) => stored.numbers().saturating_mul(4),
+        (Some(WeightType::Bf16), _) => stored.numbers().saturating_mul(2),
+        (None, _) => stored.bytes,
     }
 }
 
+/// Bytes that exist beside the packed form while a tensor is loaded. What is in the file as it is costs nothing: its pages are
+/// the system's, which takes them back.
+fn passing(stored: &Stored, dtype: Option<WeightType>) -> u64 {
+    let made = if stored.made { stored.bytes } else { 0 };
+    let width = match dtype {
+        None => return made,
+        Some(WeightType::F32) => 4,
+        Some(WeightType::Bf16) => 2,
+    };
+    // Widened to f32 and then written in the wanted type, one matrix of a stack at a time.
+    let matrix: u64 = stored.shape.iter().rev().take(2).map(|&size| size as u64).product();
+    made.saturating_add(matrix.saturating_mul(4 + width))
+}
+
 /// A number of bytes for people.
-pub(crate) fn gib(bytes: u64) -> String {
+pub fn gib(bytes: u64) -> String {
     match bytes {
         0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
         0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
@@ -194,80 +242,14 @@ pub(crate) fn gib(bytes: u64) -> String {
     }
 }
 
-/// Bytes this process may still take: what the machine has free, or its control groups allow where that is less. `None` where
-/// the system does not say (anything but Linux).
-pub fn available() -> Option<u64> {
-    let machine = machine(&read("/proc/meminfo")?)?;
-    Some(groups().into_iter().chain([machine]).min().unwrap_or(machine))
-}
-
-fn read(path: impl AsRef<Path>) -> Option<String> {
-    std::fs::read_to_string(path).ok()
-}
-
-/// `MemAvailable` of /proc/meminfo.
-fn machine(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
-}
-
-/// What each control group from this process's own up to the root has left.
-fn groups() -> Vec<u64> {
-    let root = Path::new("/sys/fs/cgroup");
-    let own = read("/proc/self/cgroup").unwrap_or_default();
-    let mut left = Vec::new();
-    for line in own.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
-        let (base, limit, used, cache) = match controllers {
-            "" => (root.to_owned(), "memory.max", "memory.current", "file"),
-            list if list.split(',').any(|name| name == "memory") => {
-                (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
-            }
-            _ => continue,
-        };
-        // Inside a container the group's path may be the host's; its own group is then the root that it sees.
-        let mut folders: Vec<PathBuf> = vec![base.clone()];
-        let mut folder = base.clone();
-        for part in Path::new(path).components().filter(|part| matches!(part, std::path::Component::Normal(_))) {
-            folder.push(part);
-            folders.push(folder.clone());
-        }
-        left.extend(folders.iter().filter_map(|folder| {
-            let stat = read(folder.join("memory.stat")).unwrap_or_default();
-            group(&read(folder.join(limit))?, &read(folder.join(used))?, &stat, cache)
-        }));
-    }
-    left
-}
-
-/// What a group has left, its file cache counted as free (it is given up when memory is short); `None` without a limit.
-fn group(limit: &str, used: &str, stat: &str, cache: &str) -> Option<u64> {
-    let limit: u64 = limit.trim().parse().ok()?;
-    let used: u64 = used.trim().parse().ok()?;
-    let cached = stat.lines().find_map(|line| line.strip_prefix(cache)?.strip_prefix(' ')?.trim().parse().ok());
-    Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_systems_words_are_read() {
-        assert_eq!(machine("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-        assert_eq!(machine("MemTotal: 9 kB\n"), None);
-        assert_eq!(machine("MemAvailable: many\n"), None);
-        assert_eq!(group("1000\n", "400\n", "", "file"), Some(600));
-        assert_eq!(group("1000\n", "400\n", "anon 100\nfile 300\nfile_mapped 20\n", "file"), Some(900));
-        assert_eq!(group("1000\n", "1400\n", "", "file"), Some(0));
-        assert_eq!(group("max\n", "400\n", "", "file"), None);
-    }
+    use crate::model::KvElement;
 
     fn needs() -> Needs {
         let checkpoint = super::super::open(&super::super::Source::Demo).unwrap();
-        checkpoint.needs()
+        checkpoint.needs(&LoadOptions::default())
     }
 
     #[test]
@@ -290,9 +272,20 @@ mod tests {
     #[test]
     fn quantizing_makes_it_smaller() {
         let demo = || super::super::open(&super::super::Source::Demo).unwrap();
-        let (plain, small) = (demo().needs(), demo().quantized(Quantization::Q4_0).unwrap().needs());
+        let (plain, small) = (
+            demo().needs(&LoadOptions::default()),
+            demo().quantized(Quantization::Q4_0).unwrap().needs(&LoadOptions::default()),
+        );
         assert!(small.weights < plain.weights / 2, "{} {}", small.weights, plain.weights);
         assert_eq!(plain.request(100), small.request(100));
+        let exact = LoadOptions { kv: Some(KvElement::F32), ..LoadOptions::default() };
+        assert!(demo().needs(&exact).request(100) > plain.request(100), "keys and values of bf16 weights are bf16");
+        assert_eq!(plain.loading, 0, "a file's own bytes are packed from where they lie");
+        assert!(small.loading > 0 && small.loading < small.weights, "one tensor at a time");
+        let wider = LoadOptions { dtype: Some(WeightType::F32), ..LoadOptions::default() };
+        let wide = demo().needs(&wider);
+        assert!(wide.weights > 19 * plain.weights / 10 && wide.loading > 0, "{wide:?}");
+        assert_eq!(demo().quantized(Quantization::Q4_0).unwrap().needs(&wider).weights, wide.weights);
         let twice =
             demo().quantized(Quantization::Q4_0).unwrap().quantized(Quantization::Q8_0).unwrap_err().to_string();
         assert!(twice.contains("Q4_0 already"), "{twice}");

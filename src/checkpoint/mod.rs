@@ -4,6 +4,8 @@
 //! tensors as they are stored. May use `model` and the element types of `kernels`; must not know requests or sampling. Nothing
 //! in a file is trusted: a damaged one is an error that names the tensor or key.
 
+mod available;
+mod block_types;
 mod demo;
 mod error;
 mod folder;
@@ -19,12 +21,13 @@ mod safetensors;
 mod source;
 mod text;
 
+pub use available::available;
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
 pub use gguf::Written;
 pub use hub::{Hub, Phase, Progress};
 pub use inspect::Inspection;
-pub use memory::{Needs, Stored, available};
+pub use memory::{Needs, Stored, gib};
 pub use quantize::Quantization;
 pub use source::{HubName, Source};
 
@@ -33,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, LayerKind, Weights};
+use crate::model::{Config, LayerKind, LoadOptions, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -87,9 +90,9 @@ impl Checkpoint {
         gguf::write(self, scheme, path, report)
     }
 
-    /// What it takes to serve it.
-    pub fn needs(&self) -> Needs {
-        Needs::of(&self.config, &self.tensors)
+    /// What it takes to serve it, loaded with these options.
+    pub fn needs(&self, options: &LoadOptions) -> Needs {
+        Needs::of(&self.config, &self.tensors, options)
     }
 }
 
@@ -137,14 +140,13 @@ fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointErro
         hint: "name a checkpoint folder in Hugging Face layout, or a .gguf file".to_owned(),
     })?;
     refuse_foreign_blocks(folder, &config)?;
+    let (json, config) = (&config, Config::from_json(&config)?);
     let weights = safetensors::Safetensors::open(folder)?;
     let tokenizer = text::tokenizer(folder)?;
     let generation = folder.json("generation_config.json")?;
-    let vocabulary = config.pointer("/text_config/vocab_size").and_then(serde_json::Value::as_u64);
-    let vocabulary = vocabulary.map_or(usize::MAX, |size| usize::try_from(size).unwrap_or(usize::MAX));
-    let generation = GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &config, vocabulary)?;
+    let generation =
+        GenerationDefaults::from_json("generation_config.json", generation.as_ref(), json, config.vocabulary)?;
     let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
-    let config = Config::from_json(&config)?;
     let (tensors, weights) = (weights.table(), Box::new(weights));
     Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
 }

@@ -161,6 +161,12 @@ impl Weights for Quantized {
         }
     }
 
+    fn element(&self, name: &str) -> Result<Option<ElementType>, WeightError> {
+        // A file's own tensor costs nothing to look at; the blocks would have to be made.
+        let Some(raw) = self.inner.get(name)? else { return Ok(None) };
+        Ok(Some(self.scheme.target(name, &raw.shape, self.layers).unwrap_or(raw.element)))
+    }
+
     fn release(&self, name: &str) {
         self.inner.release(name);
     }
@@ -181,20 +187,30 @@ pub(crate) fn quantize(
     if inner == 0 || !raw.bytes.len().is_multiple_of(inner * width) {
         return Err(fail("its bytes do not make whole rows".to_owned()));
     }
+    let (block, size) = target.block();
+    if !inner.is_multiple_of(block) {
+        return Err(fail(format!("its rows of {inner} are no multiple of {target:?}'s blocks of {block}")));
+    }
     // Some 64 Ki weights at a time: enough work for a thread, little memory in flight.
     let rows = (65_536 / inner).max(1);
-    let blocks: Vec<Vec<u8>> = raw
-        .bytes
+    let row = inner / block * size;
+    let mut blocks = vec![0; raw.bytes.len() / (inner * width) * row];
+    raw.bytes
         .par_chunks(rows * inner * width)
-        .map(|bytes| {
+        .zip(blocks.par_chunks_mut(rows * row))
+        .try_for_each(|(bytes, blocks)| {
             let values = widened(raw.element, bytes);
             let shape = (values.len() / inner, inner);
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
-            QTensor::quantize(&tensor, kind)?.data().map(Cow::into_owned)
+            let tensor = QTensor::quantize(&Tensor::from_vec(values, shape, &Device::Cpu)?, kind)?;
+            let made = tensor.data()?;
+            if made.len() != blocks.len() {
+                candle_core::bail!("{} bytes of blocks where {} were expected", made.len(), blocks.len());
+            }
+            blocks.copy_from_slice(&made);
+            Ok(())
         })
-        .collect::<candle_core::Result<_>>()
-        .map_err(|error| fail(format!("it cannot be quantized: {error}")))?;
-    Ok(RawTensor { shape: raw.shape.clone(), element: target, bytes: Cow::Owned(blocks.concat()) })
+        .map_err(|error: candle_core::Error| fail(format!("it cannot be quantized: {error}")))?;
+    Ok(RawTensor { shape: raw.shape.clone(), element: target, bytes: Cow::Owned(blocks) })
 }
 
 /// Bytes of one plain number; `None` for blocks.

@@ -12,16 +12,11 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::error::{CheckpointError, shown};
-use super::folder::Folder;
+use super::folder::{Folder, INDEX, SINGLE};
 use super::map::Bytes;
 use super::memory::Stored;
 use crate::kernels::ElementType;
 use crate::model::{RawTensor, WeightError, Weights};
-
-/// The single file's name.
-pub(crate) const SINGLE: &str = "model.safetensors";
-/// The name of the list of shards.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// Headers of real checkpoints stay below 2 MiB; a longer one is a damaged length.
 const LONGEST_HEADER: u64 = 16 << 20;
@@ -108,6 +103,7 @@ impl Safetensors {
             kind: entry.dtype.clone(),
             element: element(&entry.dtype),
             bytes: entry.range.len() as u64,
+            made: false,
         };
         self.tensors.iter().map(stored).collect()
     }

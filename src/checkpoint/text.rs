@@ -1,9 +1,11 @@
 //! A folder's tokenizer and chat template.
 
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::error::CheckpointError;
+use super::error::{CheckpointError, shown};
 use super::folder::Folder;
 
 /// What a chat template needs beside the messages.
@@ -28,7 +30,68 @@ pub(crate) fn tokenizer(folder: &Folder) -> Result<Tokenizer, CheckpointError> {
         file: FILE.to_owned(),
         hint: "copy it from the model's repository; tokenizer.model files are not read".to_owned(),
     })?;
-    Tokenizer::from_bytes(&bytes).map_err(|error| CheckpointError::damaged(FILE, format!("no tokenizer: {error}")))
+    let damaged = |why: String| CheckpointError::damaged(FILE, why);
+    // The tokenizers crate takes for granted that the parts it reads a second time are JSON, and panics where they are not.
+    serde_json::from_slice::<Json>(&bytes).map_err(|error| damaged(format!("it is not JSON: {error}")))?;
+    catching(|| Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string()))
+        .map_err(|why| damaged(format!("no tokenizer: {}", shown(&why))))
+}
+
+/// What the tokenizers crate gives; a panic in it, which a file can bring about, is an error like others.
+pub(crate) fn catching<T>(make: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+    caught.unwrap_or_else(|_| Err("its parts do not fit each other".to_owned()))
+}
+
+/// Any JSON text, read through to its end with every string decoded, and nothing kept.
+struct Json;
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Anything;
+        impl<'de> Visitor<'de> for Anything {
+            type Value = Json;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_unit<E>(self) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Json, E> {
+                Ok(Json)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
+                while list.next_element::<Json>()?.is_some() {}
+                Ok(Json)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+                while map.next_entry::<Json, Json>()?.is_some() {}
+                Ok(Json)
+            }
+        }
+        deserializer.deserialize_any(Anything)
+    }
 }
 
 /// Reads chat_template.jinja, or the template inside tokenizer_config.json, and the special tokens named there.

@@ -37,6 +37,12 @@ pub enum CliError {
     /// The model is not there or not readable.
     #[error("the model cannot be opened")]
     Checkpoint(#[from] CheckpointError),
+    /// The model cannot be downloaded.
+    #[error("the model cannot be fetched")]
+    Fetch(#[source] CheckpointError),
+    /// The smaller version cannot be made or written.
+    #[error("the GGUF file cannot be made")]
+    Quantize(#[source] CheckpointError),
     /// The model's tensors are not what its configuration says.
     #[error("the model {name} cannot be loaded")]
     Load {
@@ -120,7 +126,7 @@ impl CliError {
         use CliError::*;
         match self {
             Config(_) | Log(_) | Usage(_) | Keys { .. } | OpenDoor(_) => 2,
-            Checkpoint(_) | Load { .. } | Text { .. } | Start(_) => 3,
+            Checkpoint(_) | Fetch(_) | Quantize(_) | Load { .. } | Text { .. } | Start(_) => 3,
             Resolve { .. } | Listen { .. } => 4,
             Interrupted => 130,
             Prompt(_) | Refused(_) | Failed(_) | Pass(_) | EngineStopped | Io { .. } | Unhealthy { .. } => 1,
@@ -141,7 +147,9 @@ impl CliError {
                 ErrorKind::AddrNotAvailable => Some("this machine has no such address: try --host 0.0.0.0".into()),
                 _ => None,
             },
-            CliError::Checkpoint(_) => Some("leave --model out to serve the small model inside the program".into()),
+            CliError::Checkpoint(
+                CheckpointError::Name { .. } | CheckpointError::Hub { .. } | CheckpointError::Missing { .. },
+            ) => Some("name no model to use the small one inside the program".into()),
             CliError::Refused(Refusal::NeverFits { .. }) => {
                 Some("shorten the prompt, or give a smaller --max-tokens".into())
             }

@@ -2,7 +2,8 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -26,7 +27,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         return Err(CliError::Usage(text));
     };
     let bar = Bar::new();
-    let found = Hub::from_env().fetch(&name, &|progress| bar.show(progress))?;
+    let found = Hub::from_env().fetch(&name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
     let path = match found {
         Source::Folder(path) | Source::Gguf(path) => path,
         Source::Demo | Source::Hub(_) => return Ok(()),
@@ -40,53 +41,143 @@ pub fn present(source: Source) -> Result<Source, CliError> {
     let bar = Bar::new();
     let hub = Hub::from_env();
     if hub.cached(name)?.is_none() {
-        hub.fetch(name, &|progress| bar.show(progress))?;
+        hub.fetch(name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
     }
     Ok(source)
 }
 
-/// Shows a download: a line that moves on a terminal, a line now and then in a log.
+/// Shows a download: a bar on a terminal, a line now and then in a log.
 struct Bar {
     terminal: bool,
     begun: Instant,
-    /// Tenths last shown in a log.
-    tenths: Mutex<Option<u64>>,
+    /// What a log was last told, and when.
+    told: Mutex<Option<(u64, Instant)>>,
+    /// Whether the terminal's cursor stands behind a line that is not ended.
+    open: AtomicBool,
 }
+
+/// The longest silence in a log while bytes arrive.
+const SILENCE: Duration = Duration::from_secs(60);
 
 impl Bar {
     fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), begun: Instant::now(), tenths: Mutex::new(None) }
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            begun: Instant::now(),
+            told: Mutex::new(None),
+            open: AtomicBool::new(false),
+        }
     }
 
     fn show(&self, progress: &Progress) {
-        let line = self.line(progress);
+        let elapsed = self.begun.elapsed();
         // Progress that cannot be written is no reason to stop a download.
         let mut err = std::io::stderr().lock();
         if self.terminal {
-            let end = if progress.phase == Phase::Done { "\n" } else { "" };
-            let _ = write!(err, "\r\x1b[K{line}{end}").and_then(|()| err.flush());
+            let width = terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
+            let done = progress.phase == Phase::Done;
+            let end = if done { "\n" } else { "" };
+            self.open.store(!done, Ordering::Relaxed);
+            let _ = write!(err, "\r\x1b[K{}{end}", drawn(progress, elapsed, width)).and_then(|()| err.flush());
             return;
         }
         let tenths = progress.done.saturating_mul(10) / progress.total.max(1);
-        let Ok(mut last) = self.tenths.lock() else { return };
-        if *last != Some(tenths) || progress.phase == Phase::Done {
-            *last = Some(tenths);
-            let _ = writeln!(err, "{line}");
+        let Ok(mut told) = self.told.lock() else { return };
+        let due = told.is_none_or(|(last, when)| last != tenths || when.elapsed() >= SILENCE);
+        if due || progress.phase == Phase::Done {
+            *told = Some((tenths, Instant::now()));
+            let _ = writeln!(err, "{}", line(progress, elapsed));
         }
     }
+}
 
-    fn line(&self, progress: &Progress) -> String {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let (done, total) = (mib(progress.done), mib(progress.total));
-        let share = if total > 0.0 { 100.0 * done / total } else { 100.0 };
-        match progress.phase {
-            Phase::Done => format!("{total:.1} MiB complete"),
-            Phase::Verify => format!("{share:3.0} %  {done:.1} of {total:.1} MiB  checking sums"),
-            Phase::Transfer => {
-                let seconds = self.begun.elapsed().as_secs_f64().max(1e-3);
-                let resumed = if progress.resumed > 0 { "  (continued)" } else { "" };
-                format!("{share:3.0} %  {done:.1} of {total:.1} MiB  after {seconds:.0} s{resumed}")
-            }
+impl Drop for Bar {
+    fn drop(&mut self) {
+        // An error comes next: it wants a line of its own.
+        if self.open.load(Ordering::Relaxed) {
+            let _ = writeln!(std::io::stderr());
+        }
+    }
+}
+
+/// One line: share, amounts, speed and what is left; shorter than 80 characters.
+fn line(progress: &Progress, elapsed: Duration) -> String {
+    let (done, total) = amounts(progress.done, progress.total);
+    let share = progress.done.saturating_mul(100).checked_div(progress.total).unwrap_or(100);
+    match progress.phase {
+        Phase::Done => format!("{total} complete"),
+        Phase::Verify => format!("{share:3} %  {done} of {total}, checking sums"),
+        Phase::Transfer => {
+            let continued = match progress.resumed {
+                0 => String::new(),
+                bytes => format!(", {} of it from before", amounts(bytes, bytes).1),
+            };
+            format!("{share:3} %  {done} of {total}{continued}{}", speed(progress, elapsed))
+        }
+    }
+}
+
+/// Speed since the start and the time that is left at this speed, once there is something to tell.
+fn speed(progress: &Progress, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64();
+    let came = progress.done.saturating_sub(progress.begun_at) as f64;
+    if seconds < 1.0 || came == 0.0 {
+        return String::new();
+    }
+    let left = progress.total.saturating_sub(progress.done) as f64 / came * seconds;
+    let left = match left {
+        ..120.0 => format!("{left:.0} s"),
+        ..7200.0 => format!("{:.0} min", left / 60.0),
+        _ => format!("{:.1} h", left / 3600.0),
+    };
+    format!(", {:.1} MiB/s, {left} left", came / seconds / f64::from(1 << 20))
+}
+
+/// Two amounts, the second with its unit.
+fn amounts(done: u64, total: u64) -> (String, String) {
+    let (unit, name) = if total >= 1 << 30 { (1u64 << 30, "GiB") } else { (1 << 20, "MiB") };
+    let digits = if unit == 1 << 30 { 2 } else { 1 };
+    let of = |bytes: u64| format!("{:.digits$}", bytes as f64 / unit as f64);
+    (of(done), format!("{} {name}", of(total)))
+}
+
+/// The line with a bar before it, as wide as the terminal.
+fn drawn(progress: &Progress, elapsed: Duration, width: usize) -> String {
+    let line = line(progress, elapsed);
+    // Brackets, a space, and the last column, which would wrap the line.
+    let room = width.saturating_sub(line.chars().count() + 4).min(40);
+    if room < 5 || progress.phase == Phase::Done {
+        return line.chars().take(width.saturating_sub(1)).collect();
+    }
+    let full = if progress.total > 0 { progress.done as f64 / progress.total as f64 } else { 1.0 };
+    let full = ((full * room as f64) as usize).min(room);
+    format!("[{}{}] {line}", "#".repeat(full), "-".repeat(room - full))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown() {
+        let at = |done, phase| Progress { done, total: 4 << 30, resumed: 1 << 30, begun_at: 1 << 30, phase };
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            line(&at(2 << 30, Phase::Transfer), seconds(10)),
+            " 50 %  2.00 of 4.00 GiB, 1.00 GiB of it from before, 102.4 MiB/s, 20 s left"
+        );
+        assert_eq!(
+            line(&at(1 << 30, Phase::Transfer), seconds(0)),
+            " 25 %  1.00 of 4.00 GiB, 1.00 GiB of it from before"
+        );
+        assert_eq!(line(&at(4 << 30, Phase::Verify), seconds(9)), "100 %  4.00 of 4.00 GiB, checking sums");
+        assert_eq!(line(&at(4 << 30, Phase::Done), seconds(9)), "4.00 GiB complete");
+        let small = Progress { done: 0, total: 3 << 20, resumed: 0, begun_at: 0, phase: Phase::Transfer };
+        assert_eq!(drawn(&small, seconds(0), 60), format!("[{}]   0 %  0.0 of 3.0 MiB", "-".repeat(35)));
+        let half = Progress { done: 3 << 19, ..small };
+        assert_eq!(drawn(&half, seconds(0), 35), "[#####-----]  50 %  1.5 of 3.0 MiB");
+        for width in [0, 1, 10, 34, 80, 500] {
+            assert!(drawn(&at(1 << 31, Phase::Transfer), seconds(3), width).chars().count() < width.max(1));
         }
     }
 }

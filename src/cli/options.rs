@@ -16,8 +16,8 @@ pub struct ModelOptions {
 
     /// Folder in Hugging Face layout, .gguf file, or a name on the hub (owner/name, owner/name@revision, owner/name:Q4_K_M)
     /// [default: the small model inside the program].
-    #[arg(long, short, value_name = "MODEL")]
-    pub model: Option<String>,
+    #[arg(long, short, value_name = "MODEL", action = clap::ArgAction::Append)]
+    pub model: Vec<String>,
 
     /// Where to compute: cpu, cuda, cuda:1 or metal (the GPU ones need a build with that feature) [default: cpu].
     #[arg(long, value_name = "DEVICE")]
@@ -52,7 +52,8 @@ impl ModelOptions {
     /// The flags given, as overrides.
     pub fn overrides(&self) -> Vec<Override> {
         let mut flags = Vec::new();
-        push(&mut flags, "model", &self.model);
+        // Several are handed on as a list, which is refused where names are read, with what to do instead.
+        push(&mut flags, "model", &(!self.model.is_empty()).then(|| self.model.join(",")));
         push(&mut flags, "device", &self.device);
         push(&mut flags, "dtype", &self.dtype);
         push(&mut flags, "quantize", &self.quantize);

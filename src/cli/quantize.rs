@@ -36,10 +36,11 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             let _ = write!(std::io::stderr(), "\r\x1b[K{:3} %", done.saturating_mul(100) / total.max(1));
         }
     };
-    let written = checkpoint.write_gguf(scheme, &arguments.out, &report)?;
+    let written = checkpoint.write_gguf(scheme, &arguments.out, &report).map_err(CliError::Quantize);
     if terminal {
         let _ = writeln!(std::io::stderr());
     }
+    let written = written?;
     let (tensors, mib) = (written.tensors, written.bytes as f64 / f64::from(1 << 20));
     let left_out = match written.left_out {
         0 => String::new(),

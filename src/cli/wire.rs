@@ -66,7 +66,6 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
     let mut checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
-    check_memory(config, &checkpoint)?;
     let options = LoadOptions {
         device: device(config.device),
         dtype: config.dtype.map(dtype),
@@ -75,6 +74,7 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         path: config.cpu_path.map(path),
         kv: config.kv_dtype.map(kv_element),
     };
+    check_memory(config, &checkpoint, &options)?;
     let name = checkpoint.id;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options)
         .map_err(|source| CliError::Load { name: name.clone(), source })?;
@@ -99,10 +99,10 @@ pub fn quantized(checkpoint: Checkpoint, scheme: Option<&str>) -> Result<Checkpo
 
 /// Refuses a model that this machine cannot hold, before any of it is read: with one modest request at least, and with the
 /// memory for keys and values that was configured.
-fn check_memory(config: &Config, checkpoint: &Checkpoint) -> Result<(), CliError> {
+fn check_memory(config: &Config, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(), CliError> {
     const MODEST: usize = 2048;
     let (Device::Cpu, Some(free)) = (config.device, checkpoint::available()) else { return Ok(()) };
-    let needs = checkpoint.needs();
+    let needs = checkpoint.needs(options);
     needs.check(free, MODEST.min(needs.context), 1)?;
     if let Some(bytes) = config.kv_memory {
         needs.check_kv(free, bytes.0)?;

@@ -81,7 +81,10 @@ impl From<candle_core::Error> for LoadError {
 /// A few names, and how many more there are.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 5;
-    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    // A damaged file can hold a "name" of any length, and control characters in it.
+    const LONGEST: usize = 200;
+    let shorten = |name: &String| name.chars().take(LONGEST).flat_map(char::escape_debug).collect::<String>();
+    let shown = names.iter().take(SHOWN).map(shorten).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(SHOWN) {
         0 => shown,
         more => format!("{shown} and {more} more"),
@@ -118,7 +121,7 @@ pub(super) fn load(
 ) -> Result<DiffusionGemma, LoadError> {
     let names = Names::of(config);
     check_names(&names, weights)?;
-    let backend = backend(options, tuning, keys_and_values(options, weights)?)?;
+    let backend = backend(options, tuning, options.keys_and_values(weights.element(EMBEDDING)?))?;
     let loader = Loader { config, names: &names, weights, backend: &backend, dtype: options.dtype };
     let vocab = loader.vocab(tuning)?;
     let layers =
@@ -137,19 +140,6 @@ pub(super) fn load(
         weights.release(&name);
     }
     Ok(DiffusionGemma::new(config, backend, parts))
-}
-
-/// How keys and values are held where nobody says: rounded to bf16 as the reference rounds them, unless the embedding is
-/// f32, which is then wanted exact.
-fn keys_and_values(options: &LoadOptions, weights: &dyn Weights) -> Result<KvElement, LoadError> {
-    if let Some(element) = options.kv {
-        return Ok(element);
-    }
-    let stored = weights.get(EMBEDDING)?.map(|raw| raw.element);
-    Ok(match options.dtype.is_none() && stored.is_some_and(|element| element != ElementType::F32) {
-        true => KvElement::Bf16,
-        false => KvElement::F32,
-    })
 }
 
 fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backend, LoadError> {

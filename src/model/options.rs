@@ -1,5 +1,6 @@
 //! What can be chosen when a model is loaded.
 
+use crate::kernels::ElementType;
 use crate::kernels::cpu::{KvElement, Path, Precision};
 
 /// Where a model runs.
@@ -38,6 +39,15 @@ pub struct LoadOptions {
     pub path: Option<Path>,
     /// How keys and values are held; `None` is bf16, or f32 where the weights are f32 as stored or by `dtype`.
     pub kv: Option<KvElement>,
+}
+
+impl LoadOptions {
+    /// How keys and values are held: as chosen, or else rounded to bf16 as the reference rounds them, unless the embedding is
+    /// stored as f32, which is then wanted exact.
+    pub fn keys_and_values(&self, embedding: Option<ElementType>) -> KvElement {
+        let rounded = self.dtype.is_none() && embedding.is_some_and(|element| element != ElementType::F32);
+        self.kv.unwrap_or(if rounded { KvElement::Bf16 } else { KvElement::F32 })
+    }
 }
 
 impl Default for LoadOptions {

@@ -36,6 +36,11 @@ pub trait Weights: Send + Sync {
     /// The tensor, or `None` if the checkpoint has none of that name.
     fn get(&self, name: &str) -> Result<Option<RawTensor<'_>>, WeightError>;
 
+    /// The type in which [`Weights::get`] gives the tensor, without reading it where that can be told.
+    fn element(&self, name: &str) -> Result<Option<ElementType>, WeightError> {
+        Ok(self.get(name)?.map(|raw| raw.element))
+    }
+
     /// Says that the tensor will not be read again, so that its mapped pages may be dropped.
     fn release(&self, name: &str);
 }

@@ -6,6 +6,7 @@ use tokenizers::Tokenizer;
 
 use super::super::error::{CheckpointError, shown};
 use super::super::gguf_tokenizer::{Vocabulary, build};
+use super::super::text::catching;
 use super::container::{Array, Container, Value};
 use super::names::ROPE_FREQS;
 use crate::kernels::ElementType;
@@ -178,7 +179,7 @@ impl Keys<'_> {
             merges: self.texts("tokenizer.ggml.merges")?.unwrap_or_default(),
             tokens,
         };
-        build(&vocabulary).map_err(|why| self.container.wrong(LIST, why))
+        catching(|| build(&vocabulary)).map_err(|why| self.container.wrong(LIST, why))
     }
 
     /// Which layers slide: an array of flags, one flag for all, or the reference's rule where the key is missing.

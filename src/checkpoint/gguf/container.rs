@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::super::block_types::GgufType;
 use super::super::error::{CheckpointError, shown};
-use super::types::GgufType;
 
 /// More keys or tensors than any file has; a larger count is damage.
 const MOST_KEYS: u64 = 1 << 16;

@@ -3,7 +3,6 @@
 mod config;
 mod container;
 mod names;
-mod types;
 mod weights;
 mod write;
 
@@ -11,7 +10,6 @@ use std::path::Path;
 
 pub(crate) use config::Keys;
 pub(crate) use container::Container;
-pub(crate) use types::GgufType;
 pub(crate) use weights::GgufWeights;
 pub use write::Written;
 pub(crate) use write::write;

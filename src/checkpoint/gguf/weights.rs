@@ -96,6 +96,7 @@ impl GgufWeights {
                 kind: record.kind.name.to_owned(),
                 element: record.kind.element,
                 bytes: record.range.len() as u64,
+                made: matches!(place, Place::Halves(..)),
             };
             if let (Place::Halves(..), [_, rows, _]) = (place, stored.shape.as_mut_slice()) {
                 *rows *= 2;

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use super::super::block_types::GgufType;
 use super::super::error::CheckpointError;
 use super::super::quantize::{Quantization, quantize, widened};
 use super::super::{Checkpoint, GenerationDefaults};
 use super::config::ARCHITECTURE;
 use super::names::{self, ROPE_FREQS};
-use super::types::GgufType;
 use crate::kernels::ElementType;
 use crate::model::{Config, LayerKind, Weights};
 

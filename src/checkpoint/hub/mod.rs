@@ -51,8 +51,10 @@ pub struct Progress {
     pub done: u64,
     /// Bytes of all files.
     pub total: u64,
-    /// Bytes that earlier attempts had left.
+    /// Bytes of half-done files that earlier attempts had left.
     pub resumed: u64,
+    /// `done` as it was when this attempt began.
+    pub begun_at: u64,
     /// What is going on.
     pub phase: Phase,
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::safetensors::{INDEX, SINGLE};
+use super::super::folder::{INDEX, SINGLE};
 use super::super::source::{HubName, Source};
 
 /// Small files that a checkpoint may have.

@@ -14,7 +14,7 @@ use super::super::error::CheckpointError;
 use super::super::source::{HubName, Source};
 use super::cache::Repo;
 use super::client::{Client, Failure, FileInfo};
-use super::journal::{self, Journal};
+use super::journal::{self, Cut, Journal};
 use super::{Hub, Phase, Progress, refused, select};
 
 /// Connections at a time.
@@ -54,6 +54,7 @@ struct Meter<'a> {
     done: AtomicU64,
     total: u64,
     resumed: u64,
+    begun_at: u64,
     last: Mutex<Instant>,
 }
 
@@ -71,7 +72,7 @@ impl Meter<'_> {
 
     fn say(&self, phase: Phase) {
         let done = self.done.load(Ordering::Relaxed);
-        (self.report)(&Progress { done, total: self.total, resumed: self.resumed, phase });
+        (self.report)(&Progress { done, total: self.total, resumed: self.resumed, begun_at: self.begun_at, phase });
     }
 }
 
@@ -82,20 +83,20 @@ pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Syn
     let chosen = select::choose(name, &listing.files)
         .map_err(|(select::Choice::Nothing(why) | select::Choice::Several(why))| refused(name, why))?;
     let repo = Repo::of(&hub.cache, &name.repo);
-    let on_disk = |error: std::io::Error| refused(name, format!("{}: {error}", hub.cache.display()));
-    repo.create().map_err(on_disk)?;
+    let cache = |error: std::io::Error| on_disk(name, &hub.cache, &error);
+    repo.create().map_err(cache)?;
     let _lock = lock(&repo, name)?;
 
     let mut infos = Vec::new();
     for file in &chosen.files {
         infos.push(patiently(name, || client.file_info(&listing.commit, file))?);
     }
-    let downloads = downloads(&repo, &infos).map_err(on_disk)?;
+    let downloads = downloads(&repo, &infos);
     transfer(hub, name, &client, &infos, &downloads, report)?;
     for info in &infos {
-        repo.link(&listing.commit, &info.name, &info.etag).map_err(on_disk)?;
+        repo.link(&listing.commit, &info.name, &info.etag).map_err(cache)?;
     }
-    repo.remember(&name.revision, &listing.commit).map_err(on_disk)?;
+    repo.remember(&name.revision, &listing.commit).map_err(cache)?;
     let snapshot = repo.snapshot(&listing.commit);
     if !chosen.complete(&snapshot) {
         return Err(refused(name, "the repository lacks shards that its index names; it cannot be used"));
@@ -103,10 +104,24 @@ pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Syn
     Ok(chosen.source(&snapshot))
 }
 
+/// The error for a file of the cache that cannot be written.
+fn on_disk(name: &HubName, path: &Path, error: &std::io::Error) -> CheckpointError {
+    let advice = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; make room and start again, and it goes on from here"
+        }
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            "; set HF_HUB_CACHE to a folder that can be written"
+        }
+        _ => "",
+    };
+    refused(name, format!("{} cannot be written: {error}{advice}", path.display()))
+}
+
 /// One download into a repository's folder at a time; the lock ends with the process.
 fn lock(repo: &Repo, name: &HubName) -> Result<File, CheckpointError> {
     let path = repo.lock();
-    let file = File::create(&path).map_err(|source| CheckpointError::Read { path, source })?;
+    let file = File::create(&path).map_err(|error| on_disk(name, &path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -118,7 +133,7 @@ fn lock(repo: &Repo, name: &HubName) -> Result<File, CheckpointError> {
 }
 
 /// The files that are not yet in the cache, each once.
-fn downloads(repo: &Repo, infos: &[FileInfo]) -> std::io::Result<Vec<Download>> {
+fn downloads(repo: &Repo, infos: &[FileInfo]) -> Vec<Download> {
     let mut seen = HashSet::new();
     let mut list = Vec::new();
     for info in infos.iter().filter(|info| seen.insert(&info.etag)) {
@@ -126,10 +141,10 @@ fn downloads(repo: &Repo, infos: &[FileInfo]) -> std::io::Result<Vec<Download>> 
         if blob.metadata().is_ok_and(|meta| meta.len() == info.size) {
             continue;
         }
-        let journal = Mutex::new(Some(Journal::open(&blob, info.size)?));
+        let journal = Mutex::new(Some(Journal::look(&blob, info.size)));
         list.push(Download { info: info.clone(), blob, journal });
     }
-    Ok(list)
+    list
 }
 
 fn transfer(
@@ -140,20 +155,28 @@ fn transfer(
     downloads: &[Download],
     report: &(dyn Fn(&Progress) + Sync),
 ) -> Result<(), CheckpointError> {
+    let partial: u64 =
+        downloads.iter().filter_map(|download| held(&download.journal).as_ref().map(Journal::present)).sum();
+    let total = infos.iter().fold(0, |total: u64, info| total.saturating_add(info.size));
+    let missing = downloads.iter().fold(0, |total: u64, download| total.saturating_add(download.info.size));
+    let needed = missing.saturating_sub(partial);
+    // Before anything is written, or listed piece by piece: a size is what somebody says.
+    check_space(hub, name, needed)?;
     let mut queue = VecDeque::new();
     for (index, download) in downloads.iter().enumerate() {
         let missing = held(&download.journal).as_ref().map(Journal::missing).unwrap_or_default();
         queue.extend(missing.into_iter().map(|(start, end)| (index, start, end)));
     }
-    let total: u64 = infos.iter().map(|info| info.size).sum();
-    let needed: u64 = queue.iter().map(|(_, start, end)| end - start).sum();
-    check_space(hub, name, needed)?;
-    let partial = downloads.iter().filter_map(|download| held(&download.journal).as_ref().map(Journal::present)).sum();
+    for download in downloads {
+        let begun = held(&download.journal).as_mut().map_or(Ok(()), Journal::begin);
+        begun.map_err(|error| on_disk(name, &download.blob, &error))?;
+    }
     let meter = Meter {
         report,
         done: AtomicU64::new(total.saturating_sub(needed)),
         total,
         resumed: partial,
+        begun_at: total.saturating_sub(needed),
         last: Mutex::new(Instant::now()),
     };
     meter.say(Phase::Transfer);
@@ -217,16 +240,29 @@ impl Shared<'_> {
         let Some(data) = held(&download.journal).as_ref().map(|journal| journal.data().to_owned()) else {
             return Ok(());
         };
-        let (mut at, mut attempt) = (start, 0);
+        let (mut at, mut noted, mut attempt) = (start, start, 0);
         while at < end {
             let (reached, why, wait) = match self.client.range(&download.info, at, end) {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(why, wait)) => (at, why, wait),
-                Ok(body) => match journal::copy(body, &data, at, end, |bytes| self.came(bytes)) {
-                    Ok(()) => break,
-                    Err(_) if self.stop.load(Ordering::Relaxed) => return Ok(()),
-                    Err((reached, error)) => (reached, format!("{}: {error}", download.info.name), None),
-                },
+                Ok(body) => {
+                    let mut last = at;
+                    let copied = journal::copy(body, &data, at, end, |position| {
+                        self.meter.add(position - std::mem::replace(&mut last, position));
+                        if let Some(journal) = held(&download.journal).as_mut() {
+                            noted = journal.note(noted, position)?;
+                        }
+                        Ok(!self.stop.load(Ordering::Relaxed))
+                    });
+                    match copied {
+                        Ok(()) => break,
+                        Err((_, Cut::Stopped)) => return Ok(()),
+                        Err((_, Cut::Disk(error))) => return Err(on_disk(self.name, &data, &error)),
+                        Err((reached, Cut::Source(error))) => {
+                            (reached, format!("{}: {error}", download.info.name), None)
+                        }
+                    }
+                }
             };
             attempt = if reached > at { 1 } else { attempt + 1 };
             at = reached;
@@ -236,15 +272,7 @@ impl Shared<'_> {
             tracing::debug!(file = download.info.name, at, %why, "a connection broke; trying again");
             self.pause(wait.unwrap_or(Duration::from_millis(250) * 2u32.pow(attempt)));
         }
-        if let Some(journal) = held(&download.journal).as_mut() {
-            journal.finish(start).map_err(|source| CheckpointError::Read { path: data, source })?;
-        }
         self.conclude(download)
-    }
-
-    fn came(&self, bytes: u64) -> bool {
-        self.meter.add(bytes);
-        !self.stop.load(Ordering::Relaxed)
     }
 
     /// Waits, but not past the end of the whole.

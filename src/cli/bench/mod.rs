@@ -10,7 +10,7 @@ mod options;
 mod plot;
 mod report;
 mod soak;
-mod step;
+pub(super) mod step;
 mod target;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! `canvasd bench --step`: what single passes cost, by canvases in the pass and tokens before them, and where the time
 //! goes, without scheduler or text: the model alone.
 
-mod memory;
+pub(in crate::cli) mod memory;
 mod report;
 mod work;
 

@@ -61,6 +61,7 @@ const TYPES: &[GgufType] = &[
     foreign(35, "TQ2_0", 256, 66),
     foreign(39, "MXFP4", 32, 17),
     foreign(40, "NVFP4", 64, 36),
+    foreign(41, "Q1_0", 128, 18),
 ];
 
 impl GgufType {
