@@ -5,7 +5,7 @@ use std::path::Path;
 
 use canvasd::checkpoint::{Checkpoint, Quantization, Source, open};
 use canvasd::kernels::ElementType;
-use canvasd::model::{LayerKind, LoadOptions, probe};
+use canvasd::model::{Config, KvElement, LayerKind, LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -16,11 +16,13 @@ use super::fixture::{Fixture, committed};
 use super::world::World;
 
 #[path = "../support/gguf.rs"]
-mod gguf;
+pub mod gguf;
 
 /// Logits of a prompt's first canvas step.
 fn logits(fixture: &Fixture, checkpoint: &Checkpoint) -> Vec<f32> {
-    let mut world = World::load(checkpoint, &LoadOptions::default(), probe::Tuning::default());
+    // What rounding keys and values costs is bounded elsewhere.
+    let options = LoadOptions { kv: Some(KvElement::F32), ..Default::default() };
+    let mut world = World::load(checkpoint, &options, probe::Tuning::default());
     let mut kv = KvView::default();
     let prompt = world.encode(&mut kv, &fixture.get("enc.short.input_ids").tokens(0));
     world.run(vec![prompt]);
@@ -30,7 +32,7 @@ fn logits(fixture: &Fixture, checkpoint: &Checkpoint) -> Vec<f32> {
 }
 
 /// Root of the mean squared difference over that of the values.
-fn distance(found: &[f32], wanted: &[f32]) -> f64 {
+pub fn distance(found: &[f32], wanted: &[f32]) -> f64 {
     assert_eq!(found.len(), wanted.len());
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
     (square(&mut found.iter().zip(wanted).map(|(a, b)| a - b)) / square(&mut wanted.iter().copied())).sqrt()
@@ -82,21 +84,26 @@ fn shards_give_the_same_bits() {
     }
 }
 
+/// Rewrites a folder's config.json so that the global layers' shapes stand under `per_layer_config`.
+pub fn newer_layout(folder: &Path) {
+    let mut config = config(folder);
+    let text = config["text_config"].as_object_mut().unwrap();
+    let full = json!({"head_dim": text.remove("global_head_dim"), "num_key_value_heads": text.remove("num_global_key_value_heads")});
+    let kinds = text["layer_types"].as_array().unwrap().clone();
+    let layers = kinds.iter().enumerate().filter(|(_, kind)| *kind == "full_attention");
+    text.insert(
+        "per_layer_config".into(),
+        layers.map(|(i, _)| (i.to_string(), full.clone())).collect::<serde_json::Map<_, _>>().into(),
+    );
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+}
+
 #[test]
 fn the_newer_layout_of_the_configuration_gives_the_same_bits() {
     for fixture in committed() {
         let folder = copy(&fixture);
         std::fs::write(folder.path().join("model.safetensors"), source(&fixture)).unwrap();
-        let mut config = config(folder.path());
-        let text = config["text_config"].as_object_mut().unwrap();
-        let full = json!({"head_dim": text.remove("global_head_dim"), "num_key_value_heads": text.remove("num_global_key_value_heads")});
-        let kinds = text["layer_types"].as_array().unwrap().clone();
-        let layers = kinds.iter().enumerate().filter(|(_, kind)| *kind == "full_attention");
-        text.insert(
-            "per_layer_config".into(),
-            layers.map(|(i, _)| (i.to_string(), full.clone())).collect::<serde_json::Map<_, _>>().into(),
-        );
-        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        newer_layout(folder.path());
         assert_eq!(
             logits(&fixture, &opened(folder.path())),
             logits(&fixture, &fixture.checkpoint()),
@@ -108,7 +115,18 @@ fn the_newer_layout_of_the_configuration_gives_the_same_bits() {
 
 /// A fixture as GGUF, by the independent writer; the names stand here as the format's description has them.
 fn as_gguf(checkpoint: &Checkpoint) -> gguf::Gguf {
-    let c = &checkpoint.config;
+    let mut file = header(&checkpoint.config);
+    for name in checkpoint.weights.names() {
+        let Some(gguf) = gguf_name(&name) else { continue };
+        let raw = checkpoint.weights.get(&name).unwrap().unwrap();
+        assert_eq!(raw.element, ElementType::F32);
+        file = file.tensor(&gguf, 0, &raw.shape, raw.bytes.into_owned());
+    }
+    file
+}
+
+/// The keys of a configuration, and the one tensor that is part of it.
+pub fn header(c: &Config) -> gguf::Gguf {
     let key = |name: &str| format!("diffusion-gemma.{name}");
     let kv: Vec<i32> = c.layers.iter().map(|&kind| c.attention(kind).kv_heads as i32).collect();
     let pattern: Vec<bool> = c.layers.iter().map(|&kind| kind == LayerKind::Sliding).collect();
@@ -133,17 +151,11 @@ fn as_gguf(checkpoint: &Checkpoint) -> gguf::Gguf {
     }
     let half = c.full.head_dim / 2;
     let divisors = (0..half).flat_map(|i| if i < half / 4 { 1f32 } else { 1e30 }.to_le_bytes()).collect();
-    file = file.tensor("rope_freqs.weight", 0, &[half], divisors);
-    for name in checkpoint.weights.names() {
-        let Some(gguf) = gguf_name(&name) else { continue };
-        let raw = checkpoint.weights.get(&name).unwrap().unwrap();
-        assert_eq!(raw.element, ElementType::F32);
-        file = file.tensor(&gguf, 0, &raw.shape, raw.bytes.into_owned());
-    }
-    file
+    file.tensor("rope_freqs.weight", 0, &[half], divisors)
 }
 
-fn gguf_name(hub: &str) -> Option<String> {
+/// GGUF's name of a tensor.
+pub fn gguf_name(hub: &str) -> Option<String> {
     if let Some(rest) = hub.strip_prefix("model.encoder.language_model.layers.") {
         return Some(format!("blk.{}.enc_layer_output_scale.weight", rest.strip_suffix(".layer_scalar")?));
     }

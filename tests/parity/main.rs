@@ -4,6 +4,7 @@
 //! Fixtures lie in `tests/fixtures/`; further folders (whatever the fixture tool writes, any seed and shape) are read
 //! from `CANVASD_PARITY_FIXTURES`, separated by colons. Run with `--nocapture` to see the largest differences.
 
+mod blocks;
 mod cases;
 mod company;
 mod fixture;

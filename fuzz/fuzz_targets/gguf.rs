@@ -1,0 +1,16 @@
+//! Any bytes as a GGUF file.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+
+#[allow(dead_code)]
+#[path = "../../tests/damaged/checkpoint.rs"]
+mod checkpoint;
+
+static BENCH: LazyLock<checkpoint::Bench> = LazyLock::new(checkpoint::Bench::new);
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = BENCH.attempt(checkpoint::Part::Gguf, bytes);
+});
