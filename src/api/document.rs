@@ -109,12 +109,12 @@ const ALL: [(&str, &str); 10] = [
     ("401", "The API key is missing or wrong."),
     ("404", "There is no such model or path."),
     ("405", "The path does not answer this method."),
-    ("408", "The request took too long to arrive, or its time was over before any text was."),
+    ("408", "The request took too long to arrive."),
     ("413", "The body is too large."),
     ("415", "The body is not sent as JSON."),
     ("429", "The queue is full; `Retry-After` says when to try again."),
     ("500", "The server failed."),
-    ("503", "The server is shutting down or its engine has stopped."),
+    ("503", "The time was over before the first step, or the server is shutting down, or its engine has stopped."),
 ];
 
 fn failures(statuses: &[&str]) -> BTreeMap<String, RefOr<Response>> {

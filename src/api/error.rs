@@ -160,7 +160,7 @@ impl ApiError {
 impl From<&JobError> for ApiError {
     fn from(error: &JobError) -> ApiError {
         let (status, code) = match error {
-            JobError::DeadlineExceeded => (StatusCode::REQUEST_TIMEOUT, "deadline_exceeded"),
+            JobError::DeadlineExceeded => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
             JobError::Model(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
             JobError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),

@@ -40,8 +40,8 @@ impl Core {
         let page = self.budget.geometry.page;
         // Every running canvas may take a step in this pass; the capacity leaves at least a page beside them.
         let mut rows = self.budget.capacity.rows - self.running.len() * self.budget.limits.canvas;
-        let mut budget = self.budget.encode_rows;
         let (canvases, prompts) = self.unread();
+        let mut budget = self.prompt_rows(&canvases);
         // The oldest goes first whatever it is, so that nobody else's claims can hold it up for ever.
         let first = prompts
             .first()
@@ -64,6 +64,16 @@ impl Core {
             left -= self.plan_prompt(first, self.share_of_first(&prompts, left));
         }
         self.plan_other_prompts(&prompts, left);
+    }
+
+    /// Rows for prompts in this pass. Canvases that happen to be committed together can be many rows by themselves; prompts
+    /// then get less, but always a quarter of their budget, so that no pass is much longer than the budget makes it. Where
+    /// many canvases run anyway, half as many rows of encoding are no burden.
+    fn prompt_rows(&self, canvases: &[LaneId]) -> usize {
+        let most = self.budget.encode_rows;
+        let bearable = most.max(self.running.len() * self.budget.limits.canvas / 2);
+        let committed: usize = canvases.iter().map(|&id| self.remaining(id)).sum();
+        bearable.saturating_sub(committed).clamp((most / 4).max(self.budget.geometry.page), most)
     }
 
     /// The choices with tokens to encode that may go on: those that only have a canvas to encode, and those that are on

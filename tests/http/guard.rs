@@ -144,13 +144,13 @@ async fn a_full_queue_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn time_that_is_over_before_the_first_step_is_a_408() {
+async fn time_that_is_over_before_the_first_step_is_a_503() {
     let app = App::with(ApiSettings::default(), Settings { max_running: 1, ..Settings::default() });
     let busy = Request::post("/v1/chat/completions").header("content-type", "application/json");
     let body = chat_body("babble", json!({"max_tokens": 400, "stream": true}));
     let busy = app.send(busy.body(Body::from(body.to_string())).unwrap()).await;
     let fields = json!({"diffusion": {"timeout_ms": 1}});
-    assert_eq!(app.chat("hello", fields.clone()).await.refused(408)["code"], "deadline_exceeded");
+    assert_eq!(app.chat("hello", fields.clone()).await.refused(503)["code"], "deadline_exceeded");
     // In a stream, whose head is on its way already, as an event.
     let body = chat_body("hello", json!({"stream": true, "diffusion": {"timeout_ms": 1}}));
     let events = app.post("/v1/chat/completions", &body).await.raw_events();
@@ -159,7 +159,28 @@ async fn time_that_is_over_before_the_first_step_is_a_408() {
     // The server's own limit holds without a request's.
     let app = app_with_limit(Duration::from_millis(1));
     let reply = app.chat("babble", json!({})).await;
-    assert!(reply.status.as_u16() == 408 || reply.ok()["choices"][0]["finish_reason"] == "length");
+    assert!(reply.status.as_u16() == 503 || reply.ok()["choices"][0]["finish_reason"] == "length");
+}
+
+/// Time that is over in the middle of a canvas: what is there is the answer, and the usage says so.
+#[tokio::test]
+async fn time_that_is_over_commits_the_draft() {
+    let app = App::new();
+    for timeout_ms in (8..).take(200) {
+        let reply = app.chat("babble", json!({"max_tokens": 4000, "diffusion": {"timeout_ms": timeout_ms}})).await;
+        if reply.status.as_u16() == 503 {
+            continue;
+        }
+        let answer = reply.ok();
+        assert_eq!(answer["choices"][0]["finish_reason"], "length");
+        // It may be over just between two canvases, where there is nothing to force.
+        match answer["usage"]["diffusion"]["forced_commits"].as_u64() {
+            Some(0) => {}
+            Some(1) => return assert!(!answer["choices"][0]["message"]["content"].as_str().unwrap().is_empty()),
+            other => panic!("{other:?} forced commits"),
+        }
+    }
+    panic!("no canvas was ever cut short");
 }
 
 fn app_with_limit(request_timeout: Duration) -> App {
