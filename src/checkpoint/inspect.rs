@@ -27,7 +27,7 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Describes a checkpoint without reading its tensors; `free` is the memory at hand, as [`super::available`] tells it.
+    /// Describes a checkpoint without reading its tensors; `free` is the memory at hand, as [`super::available()`] tells it.
     pub fn of(checkpoint: &Checkpoint, free: Option<u64>) -> Self {
         let mut types = BTreeMap::new();
         for stored in &checkpoint.tensors {

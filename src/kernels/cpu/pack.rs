@@ -246,7 +246,7 @@ impl PackedMatrix {
     }
 
     /// Inputs `from .. from + length` of a panel as `[length, 32]` floats: in place, or decoded into `scratch`.
-    /// `from` is a multiple of [`DEPTH`], `length` at most that.
+    /// `from` is a multiple of `layout::DEPTH`, `length` at most that.
     pub(super) fn piece<'a>(
         &'a self,
         path: Checked,
@@ -270,7 +270,7 @@ impl PackedMatrix {
 impl PackedMatrix {
     /// Inputs `from .. from + length` of a panel as pairs of bf16 `[length / 2, 32]`: in place, or rounded into
     /// `scratch`, where their number is padded with zeros to a multiple of `granule`. `from` is a multiple of
-    /// [`DEPTH`], `length` at most that.
+    /// `layout::DEPTH`, `length` at most that.
     pub(super) fn pairs(
         &self,
         path: Checked,
