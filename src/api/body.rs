@@ -133,6 +133,15 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(wrong("The request body is empty; a JSON object is expected.".into()).code("invalid_json"));
     }
+    // Serde would take an array for the fields of a struct in their order; that is nobody's meaning.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
+            Ok(_) => {
+                wrong("The request body is wrong: invalid type: array, expected an object.".into()).code("invalid_type")
+            }
+            Err(error) => wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"),
+        });
+    }
     let mut ignored = BTreeSet::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut note = |path: serde_ignored::Path<'_>| {
@@ -247,7 +256,8 @@ mod tests {
     #[test]
     fn what_is_expected_is_said_in_the_words_of_json() {
         for (body, expected) in [
-            (&br#"[]"#[..], "invalid length 0, expected an object at line 1 column 2"),
+            (&br#"[]"#[..], "invalid type: array, expected an object"),
+            (br#" [null]"#, "invalid type: array, expected an object"),
             (br#"5"#, "invalid type: integer `5`, expected an object at line 1 column 1"),
             (br#"{"inner":5}"#, "invalid type: integer `5`, expected an array at line 1 column 10"),
             (br#"{"inner":[5]}"#, "invalid type: integer `5`, expected an object at line 1 column 11"),

@@ -27,4 +27,4 @@ def test_every_answer_is_as_the_document_says(start, report, tmp_path):
     report(f"schemathesis: {made.group(1) if made else 'all'} requests as the OpenAPI document says")
     assert server.stop() == 0 and not any("panicked" in line for line in server.log), "".join(server.log)
     answered = [line for line in server.log if "status=" in line]
-    assert answered and not any("status=500" in line for line in answered), "".join(answered)
+    assert answered and not any(re.search(r"status=5(?!03)", line) for line in answered), "".join(answered)

@@ -32,7 +32,10 @@ fn traces_equal_the_reference() {
     for fixture in all() {
         if fixture.is_rounded() {
             // Which positions such a reference accepts is decided by its own rounding of entropies.
-            println!("skipped: {} traces of {}, computed in bf16", fixture.names("traces").len(), fixture.name);
+            match fixture.names("traces").len() {
+                0 => {}
+                traces => println!("skipped: {traces} traces of {}, computed in bf16", fixture.name),
+            }
             continue;
         }
         skipped += replay(&fixture, Feedback::Injected, probe::Tuning::default());
