@@ -103,7 +103,7 @@ impl Default for Config {
             queue: 256,
             max_running: 32,
             max_rows_per_pass: None,
-            encode_rows: 512,
+            encode_rows: 256,
             kv_memory: None,
             prefix_cache: None,
             grace_seconds: 30,

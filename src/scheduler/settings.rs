@@ -34,7 +34,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            encode_rows: 512,
+            encode_rows: 256,
             max_rows_per_pass: None,
             max_running: 32,
             queue: 256,
