@@ -4,12 +4,11 @@
 //! canvas in `diffusion`. The bookkeeping is `pass` less `diffusion`.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canvasd::diffusion::{Canvas, Key, Observation, Sampler};
 use canvasd::pass::{Limits, Output, Row, Segment};
-use canvasd::scheduler::{Choice, CommitGate, Core, Drafts, Draw, Job, Penalties, Settings, Ticket, Verdict};
+use canvasd::scheduler::{Choice, CommitGate, Core, Job, Settings, Ticket, Verdict};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const CANVAS: usize = 256;
@@ -54,19 +53,8 @@ fn endless() -> Sampler {
 }
 
 fn job(seed: u64) -> Job {
-    Job {
-        prompt: (0..500).map(|i| (i * 7 + seed as u32) % 1000).collect(),
-        resume_points: Vec::new(),
-        choices: vec![Choice { seed, stream: 0, gate: Box::new(Endless) }],
-        max_tokens: 100_000,
-        sampler: endless(),
-        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
-        bias: Arc::new([]),
-        penalties: Penalties::default(),
-        top_k: 0,
-        timeout: None,
-        drafts: Drafts::Off,
-    }
+    let prompt: Vec<u32> = (0..500).map(|i| (i * 7 + seed as u32) % 1000).collect();
+    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless) }], 100_000, endless())
 }
 
 struct Machine {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::calls::Calls;
 use super::drafts::Bounds;
 use super::error::ApiError;
 use super::order::Order;
@@ -16,33 +17,6 @@ pub(crate) struct Encoded {
     pub ids: Vec<u32>,
     pub resume_points: Vec<usize>,
     pub opening: Opening,
-}
-
-/// How many of an answer's tool calls are passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Calls {
-    /// Every one.
-    All,
-    /// The first.
-    First,
-    /// None: no tools are offered, so there are no calls.
-    None,
-}
-
-impl Calls {
-    /// What a request with those tools wants.
-    pub(crate) fn of<T>(tools: &[T], parallel: Option<bool>) -> Calls {
-        match parallel {
-            _ if tools.is_empty() => Calls::None,
-            Some(false) => Calls::First,
-            _ => Calls::All,
-        }
-    }
-
-    /// How a chat answer is read accordingly.
-    pub(crate) fn dialect(self) -> Dialect {
-        if self == Calls::None { Dialect::ChatWithoutTools } else { Dialect::Chat }
-    }
 }
 
 /// All that a request wants done.

@@ -4,6 +4,7 @@
 //! `prompt`'s text, and events back into responses; it knows no tensor.
 
 mod body;
+mod calls;
 mod chunks;
 mod conversation;
 mod document;
@@ -11,6 +12,7 @@ mod drafts;
 mod edge;
 mod edits;
 mod error;
+mod failures;
 mod generation;
 mod logprobs;
 mod meters;

@@ -9,9 +9,9 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use uuid::Uuid;
 
+use super::calls::Calls;
 use super::drafts::{Bounds, Drafting};
 use super::error::ApiError;
-use super::generation::Calls;
 use super::order::Delivery;
 use super::wire::progress::ProgressFrame;
 use super::wire::usage::{CompletionTokens, DiffusionUsage, PromptTokens, Usage};

@@ -2,7 +2,6 @@
 //! plain text.
 
 use std::io::{IsTerminal, Read, Write};
-use std::sync::Arc;
 
 use clap::Args;
 use tokio::sync::watch;
@@ -132,27 +131,18 @@ fn begin(
     };
     let handle = house.engine.handle();
     let left = handle.limits().context.saturating_sub(ids.len()).max(1);
+    let seed = arguments.seed.unwrap_or_else(fresh_seed);
+    let choice = Choice { seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) };
     let job = Job {
-        prompt: Arc::from(ids),
         resume_points,
-        choices: vec![Choice {
-            seed: arguments.seed.unwrap_or_else(fresh_seed),
-            stream: 0,
-            gate: text.gate(opening, dialect, Rules::default()),
-        }],
-        max_tokens: max_tokens.unwrap_or(left),
-        sampler: house.sampler,
         // As in the API: below this the quotient would overflow.
         draw: if arguments.temperature < 1e-6 {
             Draw::Argmax
         } else {
             Draw::Scaled { temperature: arguments.temperature, top_p: 1.0 }
         },
-        bias: Arc::from([]),
-        penalties: Default::default(),
-        top_k: 0,
-        timeout: None,
         drafts: if live { Drafts::Every(1) } else { Drafts::Off },
+        ..Job::plain(ids, vec![choice], max_tokens.unwrap_or(left), house.sampler)
     };
     let mut ticket = handle.submit(job)?;
     let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;

@@ -6,38 +6,7 @@
 
 use serde_json::Value;
 
-use super::config_section::Section;
-
-/// Why a `config.json` cannot be served.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// A key is needed and not there.
-    #[error("config.json: {key} is missing; this checkpoint's configuration is incomplete")]
-    Missing {
-        /// Path of the key, such as `text_config.hidden_size`.
-        key: String,
-    },
-    /// A value has the wrong type, is out of range or contradicts another.
-    #[error("config.json: {key} is {found}, but {wanted}")]
-    Invalid {
-        /// Path of the key.
-        key: String,
-        /// The value found, shortened.
-        found: String,
-        /// What it must be.
-        wanted: String,
-    },
-    /// The value is meaningful, but this server does not implement it.
-    #[error("config.json: {key} = {found} is not supported: {why}")]
-    Unsupported {
-        /// Path of the key.
-        key: String,
-        /// The value found, shortened.
-        found: String,
-        /// What is supported instead.
-        why: String,
-    },
-}
+use super::config_section::{ConfigError, Section};
 
 /// How far a layer's attention reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -33,6 +33,26 @@ pub struct Job {
     pub drafts: Drafts,
 }
 
+impl Job {
+    /// A job with the checkpoint's own draw, and nothing else asked for: no bias, penalties, candidates, drafts or
+    /// time limit.
+    pub fn plain(prompt: impl Into<Arc<[u32]>>, choices: Vec<Choice>, max_tokens: usize, sampler: Sampler) -> Job {
+        Job {
+            prompt: prompt.into(),
+            resume_points: Vec::new(),
+            choices,
+            max_tokens,
+            sampler,
+            draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
+            bias: Arc::from([]),
+            penalties: Penalties::default(),
+            top_k: 0,
+            timeout: None,
+            drafts: Drafts::Off,
+        }
+    }
+}
+
 /// One continuation of a job's prompt.
 pub struct Choice {
     /// Seed of all its random draws.

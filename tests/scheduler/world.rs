@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use canvasd::pass::Denoiser;
 use canvasd::scheduler::{
-    Choice, ChoiceUsage, CommitGate, Committed, Core, Drafts, Draw, Event, FinishReason, Finished, Front, Job,
-    JobError, Penalties, Reader, Refusal, Sampler, Settings, Ticket, Verdict,
+    Choice, ChoiceUsage, CommitGate, Committed, Core, Event, FinishReason, Finished, Front, Job, JobError, Reader,
+    Refusal, Sampler, Settings, Ticket, Verdict,
 };
 
 use crate::support::{Log, Scripted, limits};
@@ -134,19 +134,8 @@ pub fn job(prompt: &[u32], max_tokens: usize, seed: u64) -> Job {
 
 /// A job of `n` choices whose texts end at a token below `ends`.
 pub fn jobs(prompt: &[u32], max_tokens: usize, seed: u64, n: u32, ends: u32) -> Job {
-    Job {
-        prompt: prompt.into(),
-        resume_points: Vec::new(),
-        choices: (0..n).map(|stream| Choice { seed, stream, gate: Box::new(EndsBelow(ends)) }).collect(),
-        max_tokens,
-        sampler: Sampler { max_steps: 12, ..Sampler::default() },
-        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
-        bias: Arc::new([]),
-        penalties: Penalties::default(),
-        top_k: 0,
-        timeout: None,
-        drafts: Drafts::Off,
-    }
+    let choices = (0..n).map(|stream| Choice { seed, stream, gate: Box::new(EndsBelow(ends)) }).collect();
+    Job::plain(prompt, choices, max_tokens, Sampler { max_steps: 12, ..Sampler::default() })
 }
 
 /// A prompt of `n` tokens that differs from others of another `salt` from the first token on.

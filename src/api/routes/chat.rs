@@ -4,20 +4,20 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::super::body::Body;
+use super::super::calls::Calls;
 use super::super::chunks::{self, ChunkDialect};
 use super::super::conversation::{Reflection, Toolbox, encode_chat, messages};
-use super::super::document::Failures;
 use super::super::error::ApiError;
-use super::super::generation::{Calls, Plan, start};
+use super::super::failures::Failures;
+use super::super::generation::{Plan, start};
 use super::super::logprobs;
-use super::super::order::{count, wishes};
+use super::super::order::{count, text_only, wishes};
 use super::super::pump::{Answer, Call, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::chat::{
     AssistantMessage, CalledFunction, ChatChoice, ChatLogprobs, ChatRequest, ChunkChoice, ChunkDelta, ToolCall,
 };
-use super::super::wire::options::ResponseFormat;
 use crate::prompt::Chat;
 
 /// Most alternatives per token, as in the original API.
@@ -95,19 +95,6 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
         return Err(ApiError::unsupported("modalities", "'modalities' must be [\"text\"]."));
     }
     text_only(request.response_format.as_ref(), "response_format.type")
-}
-
-/// Refuses forms of an answer that would have to be enforced; `path` is where the request says its form.
-pub(crate) fn text_only(format: Option<&ResponseFormat>, path: &str) -> Result<(), ApiError> {
-    match format.map(|format| format.r#type.as_deref()) {
-        None | Some(Some("text")) => Ok(()),
-        Some(None) => Err(ApiError::missing(path)),
-        Some(Some("json_object" | "json_schema")) => {
-            let message = format!("JSON output is not enforced by this server yet; '{path}' must be 'text'.");
-            Err(ApiError::unsupported(path, message))
-        }
-        Some(Some(_)) => Err(ApiError::invalid(path, format!("'{path}' must be 'text'."))),
-    }
 }
 
 /// How many alternatives are wanted per token; `None` where no log-probabilities are.

@@ -4,11 +4,12 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::super::body::Body;
+use super::super::calls::Calls;
 use super::super::chunks::{self, ChunkDialect};
 use super::super::conversation::{aside, of_prompt};
-use super::super::document::Failures;
 use super::super::error::ApiError;
-use super::super::generation::{Calls, Encoded, Plan, start};
+use super::super::failures::Failures;
+use super::super::generation::{Encoded, Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, wishes};
 use super::super::pump::{Answer, Commit, Finish, Said};

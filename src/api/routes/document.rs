@@ -3,7 +3,8 @@
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::super::document::{PublicFailures, openapi};
+use super::super::document::openapi;
+use super::super::failures::PublicFailures;
 
 /// Gives this document.
 #[utoipa::path(

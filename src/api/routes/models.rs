@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, State};
 
-use super::super::document::ReadFailures;
 use super::super::error::ApiError;
+use super::super::failures::ReadFailures;
 use super::super::state::AppState;
 use super::super::wire::other::{Model, ModelList};
 

@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::super::document::{PublicFailures, ReadFailures};
 use super::super::error::{ApiError, ErrorBody};
+use super::super::failures::{PublicFailures, ReadFailures};
 use super::super::state::AppState;
 use super::super::wire::other::{Health, Version};
 use crate::scheduler::State as EngineState;

@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::body::Body;
 use super::super::conversation::{Reflection, Toolbox, aside, encode_chat, messages, of_prompt};
-use super::super::document::Failures;
 use super::super::error::ApiError;
+use super::super::failures::Failures;
 use super::super::state::AppState;
 use super::super::wire::other::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 use super::completions::check_ids;

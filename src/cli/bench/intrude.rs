@@ -13,9 +13,9 @@ use super::PROMPTS;
 use crate::cli::{CliError, runtime, wire};
 use crate::config::Config;
 use crate::diffusion::Sampler;
-use crate::pass::{Capacity, Denoiser, Draw, EngineError, Limits, Output, Pass, Segment, SegmentError, SlotId};
+use crate::pass::{Capacity, Denoiser, EngineError, Limits, Output, Pass, Segment, SegmentError, SlotId};
 use crate::prompt::{Chat, Message, Role, Text};
-use crate::scheduler::{Choice, CommitGate, Drafts, Engine, Event, Handle, Job, Settings, Verdict};
+use crate::scheduler::{Choice, CommitGate, Engine, Event, Handle, Job, Settings, Verdict};
 
 /// Requests that run when the prompt arrives.
 const RUNNING: usize = 8;
@@ -194,19 +194,7 @@ impl Scene {
 }
 
 fn job(prompt: Vec<u32>, seed: u64, sampler: Sampler, max_tokens: usize) -> Job {
-    Job {
-        prompt: prompt.into(),
-        resume_points: Vec::new(),
-        choices: vec![Choice { seed, stream: 0, gate: Box::new(Endless) }],
-        max_tokens,
-        sampler,
-        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
-        bias: Arc::from([]),
-        penalties: Default::default(),
-        top_k: 0,
-        timeout: None,
-        drafts: Drafts::Off,
-    }
+    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless) }], max_tokens, sampler)
 }
 
 async fn drain(mut reader: crate::scheduler::Reader) {

@@ -7,9 +7,8 @@ use super::http::{Http, HttpError};
 use crate::cli::CliError;
 use crate::cli::wire::House;
 use crate::diffusion::{Effort, Sampler};
-use crate::pass::Draw;
 use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text};
-use crate::scheduler::{Choice, Drafts, Event, Handle, Job};
+use crate::scheduler::{Choice, Event, Handle, Job};
 
 /// What is asked once.
 #[derive(Debug, Clone)]
@@ -247,19 +246,8 @@ fn job(text: &Text, sampler: Sampler, question: &Question) -> Result<(Job, Openi
     };
     let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
     sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
-    let job = Job {
-        prompt: Arc::from(ids),
-        resume_points,
-        choices: vec![Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) }],
-        max_tokens: question.max_tokens,
-        sampler,
-        draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },
-        bias: Arc::from([]),
-        penalties: Default::default(),
-        top_k: 0,
-        timeout: None,
-        drafts: Drafts::Off,
-    };
+    let choice = Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) };
+    let job = Job { resume_points, ..Job::plain(ids, vec![choice], question.max_tokens, sampler) };
     Ok((job, opening, dialect))
 }
 

@@ -10,15 +10,15 @@ use serde_json::{Map, json};
 use uuid::Uuid;
 
 use super::super::body::Body;
+use super::super::calls::Calls;
 use super::super::conversation::{Reflection, encode_chat};
-use super::super::document::Failures;
 use super::super::error::ApiError;
-use super::super::generation::{Calls, Plan, start};
-use super::super::order::{Delivery, Wishes, count};
+use super::super::failures::Failures;
+use super::super::generation::{Plan, start};
+use super::super::order::{Delivery, Wishes, count, text_only};
 use super::super::sse;
 use super::super::state::{AppState, unix_seconds};
 use super::super::wire::responses::{ResponseEvent, ResponseObject, ResponsesRequest};
-use super::chat::text_only;
 use crate::prompt::Chat;
 use writer::Writer;
 
