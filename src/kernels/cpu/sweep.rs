@@ -230,7 +230,9 @@ impl Cpu {
             panels,
         };
         let soft = soft.map(Shared::new);
-        let group = rows.div_ceil(self.threads()).clamp(1, GROUP);
+        // As many groups for each thread: three for two threads would leave one of them waiting.
+        let groups = rows.div_ceil(GROUP).next_multiple_of(self.threads());
+        let group = rows.div_ceil(groups).max(1);
         let mut results: Vec<Vec<Statistics>> = vec![Vec::new(); rows.div_ceil(group)];
         let to = Shared::new(&mut results);
         self.pool().run(rows.div_ceil(group), |index| {
