@@ -10,8 +10,8 @@ use std::{hint::black_box, time::Duration};
 use canvasd_kernels::{
     ElementType,
     cpu::{
-        Attention, Cpu, Draw, Experts, Head, KvElement, KvPool, KvWrite, PackedMatrix, Path, Precision, Routing, Sight,
-        Source, Span, Sweep, row_bytes,
+        Attention, Cpu, Draw, Experts, Head, KvElement, KvPool, KvWrite, PackedMatrix, Packing, Path, Precision,
+        Routing, Sight, Source, Span, Sweep, row_bytes,
     },
 };
 use criterion::{
@@ -111,9 +111,9 @@ fn stored(element: ElementType, rows: usize, width: usize) -> Vec<u8> {
     bytes
 }
 
-fn matrix(cpu: &Cpu, element: ElementType, n: usize, k: usize) -> PackedMatrix {
+fn matrix(cpu: &Cpu, element: ElementType, n: usize, k: usize, packing: Packing) -> PackedMatrix {
     let bytes = stored(element, n, k);
-    PackedMatrix::plain(cpu, n, k, Source { element, bytes: &bytes }).expect("a matrix")
+    PackedMatrix::plain(cpu, n, k, Source { element, bytes: &bytes }, packing).expect("a matrix")
 }
 
 fn products(c: &mut Criterion<CpuTime>) {
@@ -125,9 +125,15 @@ fn products(c: &mut Criterion<CpuTime>) {
 
 fn products_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
     let mut group = c.benchmark_group(name);
-    for element in
-        [ElementType::F32, ElementType::Bf16, ElementType::Q4K, ElementType::Q5_0, ElementType::Q6K, ElementType::Q8_0]
-    {
+    let all =
+        [ElementType::F32, ElementType::Bf16, ElementType::Q4K, ElementType::Q5_0, ElementType::Q6K, ElementType::Q8_0];
+    // Packed for speed, every quantised format is the same bytes.
+    let coarse = cpu.packs_bytes().then_some((ElementType::Q8_0, Packing::Fast));
+    for (element, packing) in all.map(|element| (element, Packing::Compact)).into_iter().chain(coarse) {
+        let label = match packing {
+            Packing::Compact => format!("{element:?}"),
+            Packing::Fast => "coarse".to_owned(),
+        };
         let shapes: [(usize, usize, usize); 6] = [
             (256, 2112, 2816),
             (256, 2816, 2112),
@@ -138,11 +144,11 @@ fn products_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
         ];
         // Not every length is a whole number of every format's blocks.
         for (rows, n, k) in shapes.into_iter().filter(|shape| shape.2.is_multiple_of(element.block().0)) {
-            let weight = matrix(cpu, element, n, k);
+            let weight = matrix(cpu, element, n, k, packing);
             let x = numbers(rows * k, 1);
             let mut out = vec![0.0; rows * n];
             group.throughput(Throughput::Elements(2 * (rows * n * k) as u64));
-            group.bench_function(BenchmarkId::new(format!("{element:?}"), format!("{rows}x{n}x{k}")), |b| {
+            group.bench_function(BenchmarkId::new(&label, format!("{rows}x{n}x{k}")), |b| {
                 b.iter(|| cpu.matmul(black_box(&x), &weight, &mut out).expect("shapes agree"));
             });
         }
@@ -167,8 +173,9 @@ fn experts_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
         let bytes = stored(gate_up, 2 * inner, hidden);
         let (gate, up) = bytes.split_at(bytes.len() / 2);
         let source = |bytes| Source { element: gate_up, bytes };
-        let gated = |_| PackedMatrix::gated(cpu, inner, hidden, source(gate), source(up)).expect("a matrix");
-        let downs = (0..count).map(|_| matrix(cpu, down, hidden, inner)).collect();
+        let gated =
+            |_| PackedMatrix::gated(cpu, inner, hidden, source(gate), source(up), Packing::Compact).expect("a matrix");
+        let downs = (0..count).map(|_| matrix(cpu, down, hidden, inner, Packing::Compact)).collect();
         let layer = Experts::new((0..count).map(gated).collect(), downs).expect("a layer");
         let rows = 24;
         let experts: Vec<u32> = (0..rows * top_k).map(|slot| (slot * 7 % count) as u32).collect();
@@ -225,7 +232,7 @@ fn sweep_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
     let (rows, vocabulary, width) = (256, 8192, 2816);
     let uniforms = vec![0.5; rows];
     for element in [ElementType::F32, ElementType::Q6K] {
-        let table = matrix(cpu, element, vocabulary, width);
+        let table = matrix(cpu, element, vocabulary, width, Packing::Fast);
         let mut row = vec![0.0; width];
         table.row(5, &mut row).expect("row 5");
         let norm: f32 = row.iter().map(|x| x * x).sum::<f32>().sqrt();

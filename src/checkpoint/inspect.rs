@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::Checkpoint;
 use super::memory::{Needs, gib};
-use crate::model::{Config, LayerKind, LoadOptions};
+use crate::model::{Config, LayerKind, LoadOptions, Precision};
 
 /// Numbers of requests and positions that the memory table shows.
 const REQUESTS: [usize; 3] = [1, 4, 16];
@@ -27,7 +27,7 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Describes a checkpoint without reading its tensors; `free` is the memory at hand, as [`super::available()`] tells it.
+    /// Describes a checkpoint without reading its tensors, and what serving it in the default precision takes; `free` is the memory at hand, as [`super::available()`] tells it.
     pub fn of(checkpoint: &Checkpoint, free: Option<u64>) -> Self {
         let mut types = BTreeMap::new();
         for stored in &checkpoint.tensors {
@@ -45,7 +45,7 @@ impl Inspection {
             vocabulary: checkpoint.tokenizer.get_vocab_size(true),
             template: checkpoint.template.is_some(),
             types,
-            needs: checkpoint.needs(&LoadOptions::default()),
+            needs: checkpoint.needs(&LoadOptions { precision: Precision::Bytes, ..LoadOptions::default() }),
             free,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }

@@ -3,7 +3,8 @@
 use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
-use crate::model::{Config, LayerKind, LoadOptions, WeightType, page_bytes, row_bytes, slot_bytes};
+use crate::kernels::cpu::{Columns, PackedMatrix};
+use crate::model::{Config, DeviceChoice, LayerKind, LoadOptions, WeightType, page_bytes, row_bytes, slot_bytes};
 
 /// A tensor as a file holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,10 +103,12 @@ impl Needs {
         let keys_and_values = options.keys_and_values(embedding);
         let page = |kind| page_bytes(config, kind, keys_and_values);
         let read = || tensors.iter().filter(|stored| stored.is_read());
-        let weights = read().map(|stored| packed(stored, dtype)).sum();
+        let bytes = options.device == DeviceChoice::Cpu && options.precision.packs_bytes(options.path);
+        let packed = |stored: &Stored| packed(stored, dtype, bytes);
+        let weights = read().map(packed).sum();
         // The embedding comes first: whatever it takes in passing is there before the rest is.
         let beside = |stored: &Stored| match stored.name == EMBEDDING {
-            true => passing(stored, dtype).saturating_sub(u64::saturating_sub(weights, packed(stored, dtype))),
+            true => passing(stored, dtype).saturating_sub(u64::saturating_sub(weights, packed(stored))),
             false => passing(stored, dtype),
         };
         Self {
@@ -208,14 +211,17 @@ impl Needs {
     }
 }
 
-/// Bytes of a tensor in the form that products read: vectors and F16 are widened, everything else keeps its size unless it is
-/// converted.
-fn packed(stored: &Stored, dtype: Option<WeightType>) -> u64 {
-    match (dtype, stored.element) {
-        _ if stored.shape.len() < 2 => stored.numbers().saturating_mul(4),
-        (Some(WeightType::F32), _) | (None, Some(ElementType::F16)) => stored.numbers().saturating_mul(4),
-        (Some(WeightType::Bf16), _) => stored.numbers().saturating_mul(2),
-        (None, _) => stored.bytes,
+/// Bytes of a tensor in the form that products read: vectors and F16 are widened, quantised matrices that every row meets become
+/// bytes where the kernels want `bytes`, everything else keeps its size unless it is converted.
+fn packed(stored: &Stored, dtype: Option<WeightType>, bytes: bool) -> u64 {
+    match (dtype, stored.element, stored.shape.as_slice()) {
+        (_, _, [] | [_]) => stored.numbers().saturating_mul(4),
+        (Some(WeightType::F32), ..) | (None, Some(ElementType::F16), _) => stored.numbers().saturating_mul(4),
+        (Some(WeightType::Bf16), ..) => stored.numbers().saturating_mul(2),
+        (None, Some(element), &[outputs, inputs]) if bytes && element.block().0 > 1 => {
+            PackedMatrix::fast_bytes(outputs, inputs, Columns::Plain) as u64
+        }
+        (None, ..) => stored.bytes,
     }
 }
 
@@ -245,7 +251,7 @@ pub fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::KvElement;
+    use crate::model::{KvElement, Precision};
 
     fn needs() -> Needs {
         let checkpoint = super::super::open(&super::super::Source::Demo).unwrap();
@@ -286,6 +292,10 @@ mod tests {
         let wide = demo().needs(&wider);
         assert!(wide.weights > 19 * plain.weights / 10 && wide.loading > 0, "{wide:?}");
         assert_eq!(demo().quantized(Quantization::Q4_0).unwrap().needs(&wider).weights, wide.weights);
+        let fast = LoadOptions { precision: Precision::Bytes, ..LoadOptions::default() };
+        assert_eq!(demo().needs(&fast).weights, plain.weights, "plain numbers stay as they are");
+        let fast = demo().quantized(Quantization::Q4_0).unwrap().needs(&fast).weights;
+        assert_eq!(fast > small.weights, Precision::Bytes.packs_bytes(None), "{fast} {}", small.weights);
         let twice =
             demo().quantized(Quantization::Q4_0).unwrap().quantized(Quantization::Q8_0).unwrap_err().to_string();
         assert!(twice.contains("Q4_0 already"), "{twice}");

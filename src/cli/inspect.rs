@@ -9,7 +9,7 @@ use clap::Args;
 use super::bench::step::{self, memory::Memory};
 use super::{CliError, fetch, wire};
 use crate::checkpoint::{self, Checkpoint, Inspection, Source, gib};
-use crate::model::{DiffusionGemma, LoadOptions};
+use crate::model::{DiffusionGemma, LoadOptions, Precision};
 use crate::pass::Denoiser;
 
 /// Options of `canvasd inspect`.
@@ -53,7 +53,7 @@ fn print(text: &str) -> Result<(), CliError> {
 /// Loads the model, fills so many requests and denoises their canvases, watching what this process holds.
 fn measure(checkpoint: &Checkpoint, positions: usize, requests: usize) -> Result<(), CliError> {
     let threads = wire::threads(&crate::config::Config::default());
-    let options = LoadOptions { threads, ..Default::default() };
+    let options = LoadOptions { threads, precision: Precision::Bytes, ..Default::default() };
     let needs = checkpoint.needs(&options);
     let canvas = checkpoint.config.canvas;
     if positions <= canvas || positions > needs.context || requests == 0 {

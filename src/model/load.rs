@@ -18,7 +18,7 @@ use super::options::{DeviceChoice, LoadOptions, WeightType};
 use super::vocab::{Table, VocabHead};
 use super::weights::{RawTensor, WeightError, Weights};
 use super::{DiffusionGemma, Parts};
-use crate::kernels::cpu::{self, Cpu, KvElement, PackedMatrix, Source};
+use crate::kernels::cpu::{self, Cpu, KvElement, PackedMatrix, Packing, Source};
 use crate::kernels::{ElementType, KernelError};
 
 /// Why a checkpoint does not become a model.
@@ -283,9 +283,10 @@ impl Loader<'_> {
         element: ElementType,
         bytes: &[u8],
         shape: &[usize],
+        packing: Packing,
     ) -> Result<PackedMatrix, LoadError> {
         let (element, bytes) = self.converted(name, element, bytes)?;
-        PackedMatrix::plain(cpu, shape[0], shape[1], Source { element, bytes: &bytes }).map_err(refused(name))
+        PackedMatrix::plain(cpu, shape[0], shape[1], Source { element, bytes: &bytes }, packing).map_err(refused(name))
     }
 
     /// Gate and up packed side by side.
@@ -295,17 +296,20 @@ impl Loader<'_> {
         name: &str,
         [gate, up]: [(ElementType, &[u8]); 2],
         (outputs, inputs): (usize, usize),
+        packing: Packing,
     ) -> Result<PackedMatrix, LoadError> {
         let (gate, up) = (self.converted(name, gate.0, gate.1)?, self.converted(name, up.0, up.1)?);
         let gate = Source { element: gate.0, bytes: &gate.1 };
         let up = Source { element: up.0, bytes: &up.1 };
-        PackedMatrix::gated(cpu, outputs, inputs, gate, up).map_err(refused(name))
+        PackedMatrix::gated(cpu, outputs, inputs, gate, up, packing).map_err(refused(name))
     }
 
     fn linear(&self, name: &str) -> Result<Linear, LoadError> {
         let raw = self.raw(name)?;
         let linear = match &self.backend.cpu {
-            Some(cpu) => Linear::Own(cpu.clone(), self.packed(cpu, name, raw.element, &raw.bytes, &raw.shape)?),
+            Some(cpu) => {
+                Linear::Own(cpu.clone(), self.packed(cpu, name, raw.element, &raw.bytes, &raw.shape, Packing::Fast)?)
+            }
             None => Linear::Twin(self.tensor(name, raw.element, &raw.bytes, &raw.shape)?),
         };
         drop(raw);
@@ -325,8 +329,9 @@ impl Loader<'_> {
                         &gate,
                         [(g.element, &g.bytes), (u.element, &u.bytes)],
                         (g.shape[0], g.shape[1]),
+                        Packing::Fast,
                     )?,
-                    down: self.packed(cpu, &down, d.element, &d.bytes, &d.shape)?,
+                    down: self.packed(cpu, &down, d.element, &d.bytes, &d.shape, Packing::Fast)?,
                 },
                 None => Mlp::Twin {
                     gate: self.tensor(&gate, g.element, &g.bytes, &g.shape)?,
@@ -352,7 +357,7 @@ impl Loader<'_> {
         };
         let (table, tile) = match &self.backend.cpu {
             Some(cpu) => {
-                let table = self.packed(cpu, EMBEDDING, raw.element, &raw.bytes, &raw.shape)?;
+                let table = self.packed(cpu, EMBEDDING, raw.element, &raw.bytes, &raw.shape, Packing::Fast)?;
                 (Table::Own(cpu.clone(), table), TILE)
             }
             None => (Table::Twin(self.tensor(EMBEDDING, raw.element, &raw.bytes, &raw.shape)?), TWIN_TILE),
@@ -425,9 +430,11 @@ impl Loader<'_> {
         let both = self.stack(gate_up, |name, element, bytes, shape| {
             // Gate rows, then up rows.
             let (gate, up) = bytes.split_at(bytes.len() / 2);
-            self.gated(cpu, name, [(element, gate), (element, up)], (shape[0] / 2, shape[1]))
+            self.gated(cpu, name, [(element, gate), (element, up)], (shape[0] / 2, shape[1]), Packing::Compact)
         })?;
-        let downs = self.stack(down, |name, element, bytes, shape| self.packed(cpu, name, element, bytes, shape))?;
+        let downs = self.stack(down, |name, element, bytes, shape| {
+            self.packed(cpu, name, element, bytes, shape, Packing::Compact)
+        })?;
         Ok(Experts::Own(cpu.clone(), cpu::Experts::new(both, downs).map_err(refused(gate_up))?))
     }
 

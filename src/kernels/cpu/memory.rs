@@ -156,6 +156,18 @@ impl DerefMut for Scratch {
     }
 }
 
+/// Asks for every line of cache of a slice.
+pub(super) fn ask<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in slice.chunks(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
 /// A pointer that several threads write through, each to places of its own.
 pub(super) struct Shared<T>(*mut T);
 

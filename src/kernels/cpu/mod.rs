@@ -12,6 +12,7 @@ mod amx;
 mod attend;
 mod blocks;
 mod bytes;
+mod coarse;
 mod experts;
 mod fused;
 mod kv;
@@ -40,7 +41,7 @@ pub use bytes::Precision;
 pub use experts::{Experts, Routing};
 pub use fused::{LayerEnd, NormWeight};
 pub use kv::{KvElement, KvPool, KvWrite, PAGE_TOKENS};
-pub use pack::{Columns, PackedMatrix, Source};
+pub use pack::{Columns, PackedMatrix, Packing, Source};
 pub use path::Path;
 pub use peak::Peak;
 pub use pool::Pool;
@@ -91,6 +92,15 @@ impl Engines {
     }
 }
 
+impl Precision {
+    /// Whether a [`Cpu`] of this precision on `path` rounds quantised matrices to bytes where [`Packing::Fast`] allows it;
+    /// for plans that are made before there is one.
+    pub fn packs_bytes(self, path: Option<Path>) -> bool {
+        let path = path.unwrap_or_else(Path::detect);
+        Checked::new(path).is_ok_and(|vectors| Engines::new(path, vectors, self).bytes.is_some())
+    }
+}
+
 impl Cpu {
     /// A pool of `threads` threads on the fastest path, or on `path` (an error where the processor lacks it).
     pub fn new(threads: usize, path: Option<Path>) -> Result<Cpu, KernelError> {
@@ -124,6 +134,11 @@ impl Cpu {
     /// The threads, for loops of the caller's own.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Whether quantised matrices that are packed for speed become bytes with coarse scales ([`Packing::Fast`]).
+    pub fn packs_bytes(&self) -> bool {
+        self.engines.bytes.is_some()
     }
 
     fn checked(&self) -> Checked {

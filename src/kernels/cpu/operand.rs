@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::{
     bytes::{BYTE_ROWS, ByteTile, Round, Vnni, packed_width, parts},
+    coarse::{COARSE_ROWS, Coarse, CoarseTile, GROUP, RoundRow, RowParts},
     layout::{DEPTH, PANEL, WORDS, row_block},
     memory::Scratch,
     pack::PackedMatrix,
@@ -22,6 +23,8 @@ pub(super) enum Operand {
     Pairs(Checked, Pairs),
     /// Rounded to bytes, for those of [`Vnni::tile`].
     Bytes(Checked, Vnni),
+    /// Rounded to bytes with coarse scales, for those of [`Vnni::coarse`].
+    Coarse(Checked, Vnni),
 }
 
 impl Operand {
@@ -31,6 +34,7 @@ impl Operand {
             Operand::Floats(path) => path.tile_rows(),
             Operand::Pairs(_, pairs) => pairs.most(),
             Operand::Bytes(..) => BYTE_ROWS,
+            Operand::Coarse(..) => COARSE_ROWS,
         }
     }
 
@@ -40,6 +44,7 @@ impl Operand {
             Operand::Floats(_) => k,
             Operand::Pairs(..) => pair_width(k),
             Operand::Bytes(..) => packed_width(k),
+            Operand::Coarse(..) => RowParts::width(k),
         }
     }
 
@@ -62,6 +67,7 @@ impl Operand {
                 }
                 Operand::Pairs(path, _) => path.run_rounding(RoundPairs { x, to, rows, row: r }),
                 Operand::Bytes(path, _) => path.run(Round { x, to, rows, row: r }),
+                Operand::Coarse(path, _) => path.run(RoundRow { x, to, rows, row: r }),
             }
         }
     }
@@ -112,10 +118,12 @@ impl PackedRows<'_> {
         let to = To { out, stride };
         // SAFETY: the caller's promise.
         unsafe {
-            match (self.operand, weight.strips()) {
-                (Operand::Bytes(path, vnni), Some(strips)) => self.bytes(path, vnni, strips, panels, to),
-                (Operand::Pairs(path, pairs), _) => self.pairs(path, pairs, weight, panels, to),
-                (Operand::Floats(path) | Operand::Bytes(path, _), _) => self.floats(path, weight, panels, to),
+            match (self.operand, weight.strips(), weight.coarse()) {
+                (Operand::Bytes(path, vnni), Some(strips), _) => self.bytes(path, vnni, strips, panels, to),
+                (Operand::Coarse(_, vnni), _, Some(coarse)) => self.coarse(vnni, coarse, panels, to),
+                (Operand::Pairs(path, pairs), ..) => self.pairs(path, pairs, weight, panels, to),
+                (Operand::Floats(path), ..) => self.floats(path, weight, panels, to),
+                (Operand::Bytes(..) | Operand::Coarse(..), ..) => unreachable!("rows are packed for their matrix"),
             }
         }
     }
@@ -239,6 +247,54 @@ impl PackedRows<'_> {
                         c_stride: to.stride,
                         add: depth.start > 0,
                     });
+                }
+            }
+        }
+    }
+
+    /// Panel by panel, so that the matrix is read straight through; the rows and a panel of sums stay in the second
+    /// cache level, 256 inputs of a panel in the first.
+    ///
+    /// # Safety
+    /// As for [`PackedRows::times`].
+    unsafe fn coarse(&self, vnni: Vnni, coarse: &Coarse, panels: Range<usize>, to: To) {
+        let (k, width) = (self.k, RowParts::width(self.k));
+        let last = k.div_ceil(GROUP) - 1;
+        let mut sums = Scratch::take(self.rows * PANEL);
+        for panel in panels.clone() {
+            for group in 0..=last {
+                let inputs = group * GROUP..k.min((group + 1) * GROUP);
+                if group < last {
+                    coarse.prefetch(panel, inputs.end..k.min(inputs.end + GROUP));
+                } else if panel + 1 < panels.end {
+                    coarse.prefetch(panel + 1, 0..k.min(GROUP));
+                }
+                for index in 0..self.rows.div_ceil(COARSE_ROWS) {
+                    let block = row_block(self.rows, COARSE_ROWS, index);
+                    let rows = block.len();
+                    let x = &self.data[block.start * width..block.end * width];
+                    let parts = RowParts::of(k, rows);
+                    let own = sums[block.start * PANEL..block.end * PANEL].as_mut_ptr();
+                    // SAFETY: a packed block holds every part for all of k; C is the caller's promise, or `own`.
+                    unsafe {
+                        let (c, c_stride) = if group < last {
+                            (own, PANEL)
+                        } else {
+                            (to.at(block.start, panel - panels.start), to.stride)
+                        };
+                        vnni.coarse(&CoarseTile {
+                            rows,
+                            words: inputs.len().div_ceil(4),
+                            x: x[inputs.start / 4 * rows..].as_ptr().cast(),
+                            x_scales: x[parts.scales + group * rows..].as_ptr(),
+                            x_sums: x[parts.sums + group * rows..].as_ptr().cast(),
+                            w: coarse.words(panel, inputs.clone()).as_ptr(),
+                            w_scales: coarse.scales(panel, group).as_ptr(),
+                            b: if group > 0 { own } else { std::ptr::null() },
+                            c,
+                            c_stride,
+                        });
+                    }
                 }
             }
         }

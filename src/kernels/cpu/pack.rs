@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::{
     Cpu, blocks,
+    coarse::{Coarse, RoundColumn},
     layout::PANEL,
     memory::{Aligned, Shared},
     path::{Checked, Task},
@@ -25,12 +26,40 @@ pub enum Columns {
     Gated,
 }
 
-/// A weight matrix `[outputs, inputs]`, packed once at load. Its numbers are exactly those of the source.
+/// What a matrix is packed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Quantised numbers keep their size and their value: for what is large and little used, experts.
+    Compact,
+    /// In [`super::Precision::Bytes`], where the processor has the instructions, quantised numbers are rounded to 8 bits
+    /// with one scale per column and 256 inputs, which is up to twice their size: for what every row meets.
+    Fast,
+}
+
+/// A weight matrix `[outputs, inputs]`, packed once at load. Its numbers are exactly those of the source, unless
+/// [`Packing::Fast`] rounds them.
 pub struct PackedMatrix {
     outputs: usize,
     inputs: usize,
     columns: Columns,
     store: Store,
+}
+
+/// What a matrix is made from and into.
+struct Form {
+    columns: Columns,
+    element: ElementType,
+    packing: Packing,
+}
+
+impl Columns {
+    /// Panels of 32 columns that a matrix of so many outputs takes.
+    fn panels(self, outputs: usize) -> usize {
+        match self {
+            Columns::Plain => outputs.div_ceil(PANEL),
+            Columns::Gated => outputs.div_ceil(PANEL / 2),
+        }
+    }
 }
 
 enum Store {
@@ -40,6 +69,8 @@ enum Store {
     Bf16(Aligned<u32>),
     /// Quantised blocks.
     Strips(Strips),
+    /// Quantised blocks rounded to bytes.
+    Coarse(Coarse),
 }
 
 /// What a packed matrix holds, as far as the packing of rows must know.
@@ -48,6 +79,7 @@ pub(super) enum Kind {
     Floats,
     Bf16,
     Blocks,
+    Coarse,
 }
 
 /// A matrix as it is stored: how its numbers are encoded, and row after row of them.
@@ -60,11 +92,19 @@ pub struct Source<'a> {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix `[outputs, inputs]` for plain products. F16 is widened to f32; every other format keeps its size.
-    pub fn plain(cpu: &Cpu, outputs: usize, inputs: usize, source: Source<'_>) -> Result<PackedMatrix, KernelError> {
+    /// Packs a matrix `[outputs, inputs]` for plain products. F16 is widened to f32; what is quantised is packed as
+    /// `packing` says; everything else keeps its size.
+    pub fn plain(
+        cpu: &Cpu,
+        outputs: usize,
+        inputs: usize,
+        source: Source<'_>,
+        packing: Packing,
+    ) -> Result<PackedMatrix, KernelError> {
         let row = source.row(outputs, inputs)?;
         let rows = |column: usize| (column < outputs).then(|| &source.bytes[column * row..][..row]);
-        PackedMatrix::pack(cpu, outputs, inputs, Columns::Plain, source.element, &rows)
+        let form = Form { columns: Columns::Plain, element: source.element, packing };
+        PackedMatrix::pack(cpu, outputs, inputs, form, &rows)
     }
 
     /// Packs gate and up, both `[outputs, inputs]` and of one format, for the gated product. Where they are one tensor
@@ -75,13 +115,14 @@ impl PackedMatrix {
         inputs: usize,
         gate: Source<'_>,
         up: Source<'_>,
+        packing: Packing,
     ) -> Result<PackedMatrix, KernelError> {
         let row = gate.row(outputs, inputs)?;
         // Formats may differ between the two in a mixed file: decode both then.
         if gate.element != up.element {
             let (gate, up) = (gate.widened(outputs * inputs)?, up.widened(outputs * inputs)?);
             let source = |bytes| Source { element: ElementType::F32, bytes };
-            return PackedMatrix::gated(cpu, outputs, inputs, source(&gate), source(&up));
+            return PackedMatrix::gated(cpu, outputs, inputs, source(&gate), source(&up), packing);
         }
         up.row(outputs, inputs)?;
         let rows = |column: usize| {
@@ -89,22 +130,19 @@ impl PackedMatrix {
             let index = column / PANEL * (PANEL / 2) + column % (PANEL / 2);
             (index < outputs).then(|| &from.bytes[index * row..][..row])
         };
-        PackedMatrix::pack(cpu, outputs, inputs, Columns::Gated, gate.element, &rows)
+        let form = Form { columns: Columns::Gated, element: gate.element, packing };
+        PackedMatrix::pack(cpu, outputs, inputs, form, &rows)
     }
 
     fn pack<'a>(
         cpu: &Cpu,
         outputs: usize,
         inputs: usize,
-        columns: Columns,
-        element: ElementType,
+        form: Form,
         rows: &(dyn Fn(usize) -> Option<&'a [u8]> + Sync),
     ) -> Result<PackedMatrix, KernelError> {
-        let width = match columns {
-            Columns::Plain => PANEL,
-            Columns::Gated => PANEL / 2,
-        };
-        let panels = outputs.div_ceil(width);
+        let Form { columns, element, packing } = form;
+        let panels = columns.panels(outputs);
         let store = match element {
             ElementType::F32 | ElementType::F16 => {
                 let mut data = Aligned::<f32>::zeroed(panels * PANEL * inputs);
@@ -143,6 +181,9 @@ impl PackedMatrix {
                 })?;
                 Store::Bf16(data)
             }
+            _ if packing == Packing::Fast && cpu.packs_bytes() => {
+                Store::Coarse(PackedMatrix::coarsen(cpu, panels, inputs, element, rows)?)
+            }
             _ => {
                 blocks::row_bytes(element, inputs)?;
                 let mut strips =
@@ -169,6 +210,42 @@ impl PackedMatrix {
         Ok(PackedMatrix { outputs, inputs, columns, store })
     }
 
+    /// Rounds quantised blocks to bytes with coarse scales.
+    fn coarsen<'a>(
+        cpu: &Cpu,
+        panels: usize,
+        inputs: usize,
+        element: ElementType,
+        rows: &(dyn Fn(usize) -> Option<&'a [u8]> + Sync),
+    ) -> Result<Coarse, KernelError> {
+        let mut coarse = Coarse::zeroed(panels, inputs);
+        let (words, scales) = coarse.panel_lengths();
+        let (to_words, to_scales) = coarse.panels_mut();
+        let path = cpu.checked();
+        cpu.pool().run(panels, |panel| {
+            // SAFETY: each panel is written by one call.
+            let (words, scales) = unsafe {
+                (
+                    std::slice::from_raw_parts_mut(to_words.get().add(panel * words), words),
+                    std::slice::from_raw_parts_mut(to_scales.get().add(panel * scales), scales),
+                )
+            };
+            let mut column = vec![0.0; inputs];
+            for lane in 0..PANEL {
+                let Some(bytes) = rows(panel * PANEL + lane) else { continue };
+                blocks::dequantise(element, bytes, &mut column).expect("row lengths were checked");
+                path.run(RoundColumn { column: &column, lane, words, scales });
+            }
+        })?;
+        Ok(coarse)
+    }
+
+    /// Bytes that a quantised matrix of so many outputs and inputs holds once it is rounded to bytes by
+    /// [`Packing::Fast`].
+    pub fn fast_bytes(outputs: usize, inputs: usize, columns: Columns) -> usize {
+        Coarse::bytes_of(columns.panels(outputs), inputs)
+    }
+
     /// Numbers in a row of the product.
     pub fn outputs(&self) -> usize {
         self.outputs
@@ -190,6 +267,7 @@ impl PackedMatrix {
             Store::F32(data) => data.bytes(),
             Store::Bf16(data) => data.bytes(),
             Store::Strips(strips) => strips.bytes(),
+            Store::Coarse(coarse) => coarse.bytes(),
         }
     }
 
@@ -216,16 +294,14 @@ impl PackedMatrix {
                 }
             }
             Store::Strips(strips) => strips.column(panel, lane, out),
+            Store::Coarse(coarse) => coarse.column(panel, lane, out),
         }
         Ok(())
     }
 
     /// Panels of 32 columns.
     pub(super) fn panels(&self) -> usize {
-        match self.columns {
-            Columns::Plain => self.outputs.div_ceil(PANEL),
-            Columns::Gated => self.outputs.div_ceil(PANEL / 2),
-        }
+        self.columns.panels(self.outputs)
     }
 
     /// What the matrix holds.
@@ -234,6 +310,7 @@ impl PackedMatrix {
             Store::F32(_) => Kind::Floats,
             Store::Bf16(_) => Kind::Bf16,
             Store::Strips(_) => Kind::Blocks,
+            Store::Coarse(_) => Kind::Coarse,
         }
     }
 
@@ -241,6 +318,14 @@ impl PackedMatrix {
     pub(super) fn strips(&self) -> Option<&Strips> {
         match &self.store {
             Store::Strips(strips) => Some(strips),
+            _ => None,
+        }
+    }
+
+    /// The same of blocks that were rounded to bytes.
+    pub(super) fn coarse(&self) -> Option<&Coarse> {
+        match &self.store {
+            Store::Coarse(coarse) => Some(coarse),
             _ => None,
         }
     }
@@ -262,6 +347,7 @@ impl PackedMatrix {
                 path.run(Widen { pairs, out: &mut scratch[..length.next_multiple_of(2) * PANEL] });
             }
             Store::Strips(strips) => path.run(strips.decode(panel, from, length, scratch)),
+            Store::Coarse(coarse) => path.run(coarse.decode(panel, from, length, scratch)),
         }
         &scratch[..length * PANEL]
     }
@@ -296,6 +382,7 @@ impl PackedMatrix {
             Store::Bf16(_) => {}
             Store::F32(_) => unreachable!("rows are packed as floats for a matrix of floats"),
             Store::Strips(strips) => path.run_rounding(strips.pairs(panel, from, length, scratch)),
+            Store::Coarse(coarse) => path.run_rounding(coarse.pairs(panel, from, length, scratch)),
         }
         scratch.as_ptr().cast()
     }

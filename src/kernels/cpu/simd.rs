@@ -94,6 +94,17 @@ pub(super) trait Simd: Copy {
     /// They must be readable.
     unsafe fn load_signed(self, from: *const i8) -> Self::V;
 
+    /// Writes `LANES` floats of at most 127 in size, rounded to the nearest integer, ties to even, as signed bytes.
+    ///
+    /// # Safety
+    /// As many bytes must be writable.
+    #[inline(always)]
+    unsafe fn store_signed(self, to: *mut i8, v: Self::V) {
+        for (i, x) in self.lanes(self.round(v)).into_iter().take(Self::LANES).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(i) = x as i8 };
+        }
+    }
     /// Both rounded to bf16, ties to even: `low` in the low half of each word, `high` in the high one.
     #[inline(always)]
     fn pairs(self, low: Self::V, high: Self::V) -> Self::I {

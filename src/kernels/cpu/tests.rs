@@ -57,13 +57,14 @@ pub(super) fn bytes_of(values: &[f32]) -> Vec<u8> {
 }
 
 pub(super) fn plain(cpu: &Cpu, n: usize, k: usize, values: &[f32]) -> PackedMatrix {
-    PackedMatrix::plain(cpu, n, k, Source { element: ElementType::F32, bytes: &bytes_of(values) }).unwrap()
+    PackedMatrix::plain(cpu, n, k, Source { element: ElementType::F32, bytes: &bytes_of(values) }, Packing::Fast)
+        .unwrap()
 }
 
 pub(super) fn gated(cpu: &Cpu, n: usize, k: usize, gate: &[f32], up: &[f32]) -> PackedMatrix {
     let (gate, up) = (bytes_of(gate), bytes_of(up));
     let source = |bytes| Source { element: ElementType::F32, bytes };
-    PackedMatrix::gated(cpu, n, k, source(&gate), source(&up)).unwrap()
+    PackedMatrix::gated(cpu, n, k, source(&gate), source(&up), Packing::Fast).unwrap()
 }
 
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {

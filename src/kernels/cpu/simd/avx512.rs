@@ -144,6 +144,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
+    unsafe fn store_signed(self, to: *mut i8, v: __m512) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
     fn pairs(self, low: __m512, high: __m512) -> __m512i {
         if !BF16 {
             let (low, high) = (self.lanes(low), self.lanes(high));

@@ -3,6 +3,7 @@
 use super::{Minimum, SUPERS, Scale, Strips};
 use crate::cpu::{
     layout::{PANEL, STRIP},
+    memory::ask,
     path::Task,
     simd::Simd,
 };
@@ -185,18 +186,6 @@ impl Units<'_> {
             }
         }
     }
-}
-
-/// Asks for every line of cache of a slice.
-fn ask<T>(slice: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for at in slice.chunks(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint, which reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = slice;
 }
 
 impl Strips {

@@ -20,18 +20,22 @@ pub(super) fn rounding(threads: usize) -> Vec<Cpu> {
 }
 
 /// The most that one output may be off, for operands that are rounded in `precision` (to bf16 unless that is bytes).
-fn bound(precision: Precision, element: ElementType, x: &[f32], w: &[f32]) -> f64 {
+fn bound(precision: Precision, element: ElementType, packing: Packing, x: &[f32], w: &[f32]) -> f64 {
     let sums = 1e-6 * x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs())).sum::<f64>() * (x.len() as f64).sqrt();
     let blocks = !matches!(element, ElementType::F32 | ElementType::F16 | ElementType::Bf16);
+    let max = |x: &[f32]| f64::from(x.iter().fold(0f32, |max, x| max.max(x.abs())));
+    let total = |x: &[f32]| x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
     let rounding: f64 = if matches!(element, ElementType::F32 | ElementType::F16) {
         0.0
-    } else if precision == Precision::Bytes && blocks {
-        let parts = x.chunks(64).zip(w.chunks(64));
+    } else if precision == Precision::Bytes && blocks && packing == Packing::Fast {
+        // Half a step of each factor, times the other: and both at once.
         let part = |(x, w): (&[f32], &[f32])| {
-            let max = x.iter().fold(0f32, |max, x| max.max(x.abs()));
-            f64::from(max) / 254.0 * w.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+            let (x_half, w_half) = (max(x) / 254.0, max(w) / 254.0);
+            x_half * total(w) + w_half * total(x) + x_half * w_half * x.len() as f64
         };
-        parts.map(part).sum()
+        x.chunks(256).zip(w.chunks(256)).map(part).sum()
+    } else if precision == Precision::Bytes && blocks {
+        x.chunks(64).zip(w.chunks(64)).map(|(x, w)| max(x) / 254.0 * total(w)).sum()
     } else {
         // Half a unit in the last of eight bits of each factor; weights in bf16 are not rounded.
         let units = if blocks { 2.0 } else { 1.0 };
@@ -40,8 +44,15 @@ fn bound(precision: Precision, element: ElementType, x: &[f32], w: &[f32]) -> f6
     rounding * 1.001 + sums + 1e-6
 }
 
-fn product(cpu: &Cpu, element: ElementType, (n, k): (usize, usize), bytes: &[u8], x: &[f32]) -> Vec<f32> {
-    let packed = PackedMatrix::plain(cpu, n, k, Source { element, bytes }).unwrap();
+fn product(
+    cpu: &Cpu,
+    element: ElementType,
+    packing: Packing,
+    (n, k): (usize, usize),
+    bytes: &[u8],
+    x: &[f32],
+) -> Vec<f32> {
+    let packed = PackedMatrix::plain(cpu, n, k, Source { element, bytes }, packing).unwrap();
     let mut out = vec![f32::NAN; x.len() / k * n];
     cpu.matmul(x, &packed, &mut out).unwrap();
     out
@@ -52,23 +63,64 @@ fn check(element: ElementType, rows: usize, n: usize, k: usize, numbers: &mut Nu
     let mut values = vec![0.0; n * k];
     dequantise(element, &bytes, &mut values).unwrap();
     let x = numbers.vector(rows * k);
-    for cpu in rounding(2) {
-        let name = format!("{:?} in {}", cpu.path(), cpu.precision().name());
-        let all = product(&cpu, element, (n, k), &bytes, &x);
+    for (cpu, packing) in rounding(2).iter().flat_map(|cpu| [(cpu, Packing::Fast), (cpu, Packing::Compact)]) {
+        let name = format!("{:?} in {} {packing:?}", cpu.path(), cpu.precision().name());
+        let all = product(cpu, element, packing, (n, k), &bytes, &x);
         // Of many rows, some.
         for row in (0..rows).step_by(rows.div_ceil(40)) {
             let own = &x[row * k..(row + 1) * k];
             for (w, found) in values.chunks(k).zip(&all[row * n..]) {
-                let (error, most) = ((f64::from(*found) - dot(own, w)).abs(), bound(cpu.precision(), element, own, w));
+                let error = (f64::from(*found) - dot(own, w)).abs();
+                let most = bound(cpu.precision(), element, packing, own, w);
                 assert!(error <= most, "{name} {element:?} {rows}x{n}x{k}: {error} is more than {most}");
             }
         }
         for row in [0, rows / 2, rows - 1] {
-            let alone = product(&cpu, element, (n, k), &bytes, &x[row * k..(row + 1) * k]);
+            let alone = product(cpu, element, packing, (n, k), &bytes, &x[row * k..(row + 1) * k]);
             same_bits(&alone, &all[row * n..(row + 1) * n]);
         }
         let three = rounding(3).into_iter().find(|c| (c.path(), c.precision()) == (cpu.path(), cpu.precision()));
-        same_bits(&product(&three.unwrap(), element, (n, k), &bytes, &x), &all);
+        same_bits(&product(&three.unwrap(), element, packing, (n, k), &bytes, &x), &all);
+    }
+}
+
+/// Bytes with coarse scales are another matrix, close to the stored one; rows and pieces of it are the same numbers
+/// that its products see, whatever computes them.
+#[test]
+fn coarse_bytes_stay_within_half_a_step() {
+    let mut numbers = Numbers::new(55);
+    let Some(cpu) = rounding(2).into_iter().find(|cpu| cpu.packs_bytes()) else { return };
+    for (element, n, k) in [(ElementType::Q4K, 40, 512), (ElementType::Q6K, 33, 768), (ElementType::Q5_0, 32, 704)] {
+        let bytes = stored(element, n * k, &mut numbers);
+        let mut values = vec![0.0; n * k];
+        dequantise(element, &bytes, &mut values).unwrap();
+        let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }, Packing::Fast).unwrap();
+        assert_eq!(packed.bytes(), PackedMatrix::fast_bytes(n, k, Columns::Plain));
+        let mut rounded = vec![0.0; n * k];
+        for (i, (row, stored)) in rounded.chunks_mut(k).zip(values.chunks(k)).enumerate() {
+            packed.row(i, row).unwrap();
+            for (row, stored) in row.chunks(256).zip(stored.chunks(256)) {
+                let max = stored.iter().fold(0f32, |max, x| max.max(x.abs()));
+                assert!(row.iter().zip(stored).all(|(a, b)| (a - b).abs() <= max / 254.0 * 1.0001), "{element:?}");
+            }
+        }
+        let x = numbers.vector(3 * k);
+        for path in Path::ALL.into_iter().filter(|path| path.supported()) {
+            let exact = Cpu::new(2, Some(path)).unwrap();
+            let (mut found, mut wanted) = (vec![0.0; 3 * n], vec![0.0; 3 * n]);
+            exact.matmul(&x, &packed, &mut found).unwrap();
+            exact.matmul(&x, &plain(&exact, n, k, &rounded), &mut wanted).unwrap();
+            same_bits(&found, &wanted);
+            let halves = exact.with_precision(Precision::Bf16);
+            if halves.precision() == Precision::Bf16 {
+                halves.matmul(&x, &packed, &mut found).unwrap();
+                for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                    let (x, w) = (&x[i / n * k..][..k], &rounded[i % n * k..][..k]);
+                    let most = bound(Precision::Bf16, element, Packing::Fast, x, w);
+                    assert!(f64::from(found - wanted).abs() <= most, "{path:?}");
+                }
+            }
+        }
     }
 }
 
@@ -100,14 +152,16 @@ fn a_damaged_row_spoils_no_other_when_rounded() {
     let mut numbers = Numbers::new(53);
     let (rows, n, k) = (15, 48, 64);
     let x = numbers.vector(rows * k);
-    for element in [ElementType::Bf16, ElementType::Q8_0] {
+    for (element, packing) in
+        [(ElementType::Bf16, Packing::Fast), (ElementType::Q8_0, Packing::Fast), (ElementType::Q8_0, Packing::Compact)]
+    {
         let bytes = stored(element, n * k, &mut numbers);
         for cpu in rounding(1) {
-            let good = product(&cpu, element, (n, k), &bytes, &x);
+            let good = product(&cpu, element, packing, (n, k), &bytes, &x);
             for damage in [f32::NAN, f32::INFINITY] {
                 let mut x = x.clone();
                 x[6 * k + 3] = damage;
-                let bad = product(&cpu, element, (n, k), &bytes, &x);
+                let bad = product(&cpu, element, packing, (n, k), &bytes, &x);
                 same_bits(&good[..6 * n], &bad[..6 * n]);
                 same_bits(&good[7 * n..], &bad[7 * n..]);
                 assert!(bad[6 * n..7 * n].iter().all(|y| !y.is_finite()), "{:?}", cpu.path());
@@ -132,10 +186,11 @@ fn experts_stay_close_to_exact_ones_and_are_the_same_in_company() {
         let gated = |bytes: &Vec<u8>| {
             let (gate, up) = bytes.split_at(bytes.len() / 2);
             let source = |bytes| Source { element: ElementType::Q4K, bytes };
-            PackedMatrix::gated(cpu, inner, hidden, source(gate), source(up)).unwrap()
+            PackedMatrix::gated(cpu, inner, hidden, source(gate), source(up), Packing::Compact).unwrap()
         };
         let plain = |bytes: &Vec<u8>| {
-            PackedMatrix::plain(cpu, hidden, inner, Source { element: ElementType::Q5_0, bytes }).unwrap()
+            PackedMatrix::plain(cpu, hidden, inner, Source { element: ElementType::Q5_0, bytes }, Packing::Compact)
+                .unwrap()
         };
         let layer = Experts::new(gate_up.iter().map(gated).collect(), down.iter().map(plain).collect()).unwrap();
         let slots = rows.start * top_k..rows.end * top_k;

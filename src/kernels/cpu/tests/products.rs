@@ -87,7 +87,7 @@ fn every_format_is_read_exactly() {
         assert!(values.iter().all(|value| value.is_finite()), "{element:?}");
         let x = numbers.vector(rows * k);
         for cpu in cpus(2) {
-            let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }).unwrap();
+            let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }, Packing::Fast).unwrap();
             let mut row = vec![0.0; k];
             for i in [0, 20, n - 1] {
                 packed.row(i, &mut row).unwrap();
@@ -127,7 +127,8 @@ fn gate_and_up_may_differ_in_format() {
     let (gate, up) = (stored(ElementType::Q4K, n * k, &mut numbers), stored(ElementType::Q8_0, n * k, &mut numbers));
     let source = |element, bytes| Source { element, bytes };
     let mixed =
-        PackedMatrix::gated(&cpu, n, k, source(ElementType::Q4K, &gate), source(ElementType::Q8_0, &up)).unwrap();
+        PackedMatrix::gated(&cpu, n, k, source(ElementType::Q4K, &gate), source(ElementType::Q8_0, &up), Packing::Fast)
+            .unwrap();
     let (mut wide_gate, mut wide_up) = (vec![0.0; n * k], vec![0.0; n * k]);
     dequantise(ElementType::Q4K, &gate, &mut wide_gate).unwrap();
     dequantise(ElementType::Q8_0, &up, &mut wide_up).unwrap();
@@ -148,7 +149,7 @@ fn a_row_alone_is_the_same_row_in_company_on_any_number_of_threads() {
         for path in Path::ALL.into_iter().filter(|path| path.supported()) {
             let run = |threads: usize, x: &[f32]| {
                 let cpu = Cpu::new(threads, Some(path)).unwrap();
-                let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }).unwrap();
+                let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }, Packing::Fast).unwrap();
                 let mut out = vec![0.0; x.len() / k * n];
                 cpu.matmul(x, &packed, &mut out).unwrap();
                 out
@@ -191,8 +192,8 @@ fn wrong_lengths_are_errors() {
     assert!(cpu.matmul(&[0.0; 6], &packed, &mut out[..7]).is_err());
     assert!(packed.row(4, &mut [0.0; 3]).is_err());
     let short = Source { element: ElementType::F32, bytes: &[0; 44] };
-    assert!(PackedMatrix::plain(&cpu, 4, 3, short).is_err());
+    assert!(PackedMatrix::plain(&cpu, 4, 3, short, Packing::Fast).is_err());
     let uneven = Source { element: ElementType::Q4K, bytes: &[0; 144] };
-    let error = PackedMatrix::plain(&cpu, 1, 255, uneven).unwrap_err();
+    let error = PackedMatrix::plain(&cpu, 1, 255, uneven, Packing::Fast).unwrap_err();
     assert!(error.to_string().contains("255"), "{error}");
 }
