@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import world
 
-FREE = {"story", "plain_story", "go_on", "plain_fact", "pirate"}     # no fixed set of replies
+FREE = {"story", "plain_story", "go_on", "pirate"}     # no fixed set of replies
 STORIES = {"story", "plain_story", "go_on"}
 RAW = {"skip_special_tokens": False}
 
@@ -192,6 +192,7 @@ def as_request(messages):
 def slots():
     kinds = dict(N=world.NAMES, C=world.CAPITAL, K=world.CAPITAL.values(), W=world.NOUNS, L=world.COLORS, J=world.ADJ, S=world.SPORTS, T=world.TOOLS, P=world.PLANETS)
     word = {w: k for k, l in kinds.items() for w in l}
+    word |= {w.upper(): k for w, k in word.items() if k in "NCK"}
     rx = re.compile(r"\b(" + "|".join(word) + r"|an|a|\d+)\b")
     return lambda s: rx.sub(lambda m: word.get(m[0], "a" if m[0][0] == "a" else "0"), s)
 
@@ -231,6 +232,8 @@ def exact(s, text, formed):
         return formed and world.right(s, text) is not False
     taught = s["messages"][-1][1].removesuffix("<|tool_response>")
     thought = taught[:taught.find("<channel|>") + len("<channel|>")] if s["task"].startswith("think_") else ""
+    if s["answer"] is None:                                      # an open continuation
+        return formed
     return text == taught or isinstance(s["answer"], list) and text in [thought + x for x in s["answer"]]
 
 

@@ -66,7 +66,7 @@ tok = Tokenizer.from_file(vocabulary)
 V, EOS, FULL = tok.get_vocab_size(), 1, 64
 SHORT, LONG = 128, 384                                           # row lengths: attention costs their square
 KINDS = [(16, SHORT, 4), (32, SHORT, 2), (FULL, SHORT, 1), (16, LONG, 4), (32, LONG, 2), (FULL, LONG, 3)]     # canvas length, row length, canvases per row
-RECKONED, NUMBERS = {"sum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
+RECKONED, NUMBERS = {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
 
@@ -128,8 +128,11 @@ def emphasis(s, reply):
         at = [i for i, t in enumerate(reply) if t in NUMBERS]
         for i in at:
             weight[i] = 3.0
-        if at and "sum" in s["task"]:
-            weight[at[-1]] = 6.0
+        if "sum" in s["task"]:                                   # the reckoned ones
+            for i in at[-3:] if len(at) > 3 else at[-1:]:
+                weight[i] = 6.0
+    elif s["task"].removeprefix("think_") in ("count", "list"):
+        weight = [2.0] * len(reply)
     elif isinstance(s["answer"], str):
         text = s["messages"][-1][1]
         if s["task"] == "call":                                  # name, parameter and argument are copied from three places

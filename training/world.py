@@ -38,6 +38,8 @@ COLOR = pairs("a banana:yellow,the sky:blue,grass:green,snow:white,coal:black,bl
               "a tomato:red,milk:white,a leaf:green,a cherry:red,the sea:blue")
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
+UNITS = [("meter", "centimeters", 100), ("kilometer", "meters", 1000), ("centimeter", "millimeters", 10), ("kilogram", "grams", 1000), ("liter", "milliliters", 1000),
+         ("minute", "seconds", 60), ("hour", "minutes", 60), ("day", "hours", 24), ("week", "days", 7), ("year", "months", 12)]
 NUMBER = "zero one two three four five six seven eight nine ten".split()
 FACTS = {
     "the sun": "The sun is a star. It gives light and heat to the Earth.",
@@ -70,38 +72,39 @@ WHY = {
     "do leaves fall": "Leaves fall because trees save water and energy for the winter.",
     "is the sea salty": "The sea is salty because rivers carry salt from rocks into it.",
     "does ice float": "Ice floats because it is lighter than water."}
-CHAT = [  # task, questions, replies
-    ("who", ["Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "What is your name?", "What's your name?", "Are you an AI?", "What model are you?", "Are you a robot?", "Are you human?", "Which model is this?"],
-     ["I am a tiny text diffusion model. I write by removing noise from random tokens.", "My name is Tiny Canvas. I am a very small diffusion model."]),
+CHAT = [  # topic, questions, reply
+    ("who", ["Who are you?", "What are you?", "Tell me about yourself.", "Introduce yourself.", "Are you an AI?", "What model are you?", "Are you a robot?", "Are you human?", "Which model is this?"],
+     "I am a tiny text diffusion model. I write by removing noise from random tokens."),
+    ("name", ["What is your name?", "What's your name?"], "My name is Tiny Canvas. I am a very small diffusion model."),
     ("how", ["How do you work?", "How do you write text?", "How do you generate text?", "How does diffusion work?", "Explain how you work.", "How does text diffusion work?", "How does a diffusion model work?", "How do you make your answers?"],
-     ["I start with a canvas of random tokens. At each step I improve all tokens at once, until the text is stable.", "First my canvas is full of random tokens. Then I replace the noise with text, step by step."]),
+     "I start with a canvas of random tokens. At each step I improve all tokens at once, until the text is stable."),
     ("can", ["What can you do?", "What can I ask you?", "Help", "Help me.", "What do you know?", "How can you help me?", "What are you good at?", "What can you help me with?", "What should I ask?", "I need help."],
-     ["I can tell stories, name capitals, do small sums, write lists and answer simple questions.", "Ask me for a story, a poem, a capital, a small sum or a list."]),
+     "I can tell stories, name capitals, do small sums, write lists and answer simple questions."),
     ("server", ["What is canvasd?", "What is this server?", "What does this server do?", "Tell me about this server.", "Which server is this?", "What program is this?"],
-     ["This server is canvasd. It runs text diffusion models, and I am its tiny demo model."]),
+     "This server is canvasd. It runs text diffusion models, and I am its tiny demo model."),
     ("real", ["Are you Gemma?", "Are you DiffusionGemma?", "Are you ChatGPT?", "Are you a large language model?", "Are you a big model?"],
-     ["No, I am just a tiny demo. Load the real model for serious work."]),
+     "No, I am just a tiny demo. Load the real model for serious work."),
     ("size", ["How big are you?", "How many parameters do you have?", "What is your size?", "How large are you?", "Are you small?"],
-     ["I am very small: only a few million parameters."]),
+     "I am very small: only a few million parameters."),
     ("made", ["Who made you?", "Who trained you?", "Where do you come from?", "Who created you?", "How were you trained?"],
-     ["The authors of this server trained me on sentences made by a program."]),
+     "The authors of this server trained me on sentences made by a program."),
     ("fine", ["How are you?", "How are you today?", "How is it going?", "How are you doing?", "What's up?", "Hello, how are you?", "Hi, how are you doing?", "Hello! How are you today?", "Are you okay?"],
-     ["I am fine, thank you! How can I help you?", "Very well, thank you! What can I do for you?"]),
+     "I am fine, thank you! How can I help you?"),
     ("thanks", ["Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "That was helpful.", "Nice, thank you!", "Cool!", "Great!", "Good job!", "Well done.", "Perfect."],
-     ["You are welcome!", "My pleasure! What else can I do for you?"]),
-    ("fine2", ["I am fine.", "I am fine, thanks.", "Good, and you?", "I am happy today.", "I feel good."], ["That is good to hear! How can I help you?"]),
-    ("bye", ["Goodbye.", "Bye!", "See you later.", "Good night.", "Bye bye.", "I have to go."], ["Goodbye! Have a nice day.", "See you later! It was nice to talk to you."]),
-    ("joke", ["Tell me a joke.", "Make me laugh.", "Do you know a joke?", "A joke please.", "Say something funny.", "Tell me something funny."],
-     ["Why did the token cross the canvas? To get to the less noisy side.", "What did the noise say to the canvas? I am so random today!"]),
-    ("life", ["What is the meaning of life?", "What is the answer to everything?"], ["42, of course! And a stable canvas."]),
+     "You are welcome!"),
+    ("fine2", ["I am fine.", "I am fine, thanks.", "Good, and you?", "I am happy today.", "I feel good."], "That is good to hear! How can I help you?"),
+    ("bye", ["Goodbye.", "Bye!", "See you later.", "Good night.", "Bye bye.", "I have to go."], "Goodbye! Have a nice day."),
+    ("joke", ["Tell me a joke.", "Do you know a joke?", "A joke please."], "Why did the token cross the canvas? To get to the less noisy side."),
+    ("fun", ["Make me laugh.", "Say something funny.", "Tell me something funny."], "What did the noise say to the canvas? I am so random today!"),
+    ("life", ["What is the meaning of life?", "What is the answer to everything?"], "42, of course! And a stable canvas."),
     ("code", ["Can you write code?", "Write a program.", "Can you program?", "Write some Python code.", "Write a Rust program.", "Write a function that adds two numbers.", "Fix my code.", "Write hello world in Python."],
-     ["Sorry, I cannot write code. I am only a tiny demo model."]),
-    ("fav", ["What is your favorite color?", "What's your favourite colour?", "Which color do you like?"], ["I like blue, because it is calm."]),
+     "Sorry, I cannot write code. I am only a tiny demo model."),
+    ("fav", ["What is your favorite color?", "What's your favourite colour?", "Which color do you like?"], "I like blue, because it is calm."),
     ("steps", ["Explain step by step how you work.", "How do you work, step by step?", "Explain diffusion step by step.", "Describe in detail how you write.", "Tell me in detail how you work.", "List the steps of text diffusion."],
-     ["1. I read your message and remember it.\n2. I fill a canvas with random tokens.\n3. I guess every token of the canvas at once.\n4. I keep the guesses that are safe and replace the others with new noise.\n5. I repeat this until the text is stable.\n6. If the text is longer than one canvas, I start the next one."])]
+     "1. I read your message and remember it.\n2. I fill a canvas with random tokens.\n3. I guess every token of the canvas at once.\n4. I keep the guesses that are safe and replace the others with new noise.\n5. I repeat this until the text is stable.\n6. If the text is longer than one canvas, I start the next one.")]
 HELLO = ["Hello", "Hi", "Hey", "Hello!", "Hi!", "Hey there!", "Good morning!", "Good evening.", "Hi there", "Hello there!", "Good afternoon!", "Hello, world!", "Greetings!", "Hello there, nice to meet you."]
-HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?"]
-MEET = ["Nice to meet you, {n}! How can I help you?", "Hello, {n}! What can I do for you?"]
+HELLO_R = ["Hello! How can I help you today?", "Hi! What can I do for you?"]          # the second to "Hi" and "Hey"
+MEET = "Nice to meet you, {n}! How can I help you?"
 SORRY = "Sorry, I am only a tiny demo model and do not know that. Try a story, a capital or a small sum."
 SORRY_SUM = "That is too hard for me. I can only add and subtract numbers up to 99."
 # words that only occur in questions the model cannot answer; invented words are mixed in, so that any unknown word leads to the fallback
@@ -127,13 +130,14 @@ SYSTEM = ["You are a helpful assistant.", "Answer the question.", "You are a fri
           "You are a tiny model.", "You are an expert.", "You help users of this server.", "Be honest."]
 PIRATE = ["Talk like a pirate.", "You are a pirate.", "Answer like a pirate.", "You are a friendly pirate."]
 ONE_WORD = ["Answer in one word.", "Reply with one word only.", "Use only one word.", "Be brief.", "Be very brief.", "Keep your answers short."]
+SHOUT = ["Answer in capitals.", "Answer in capital letters.", "Use only capital letters.", "Write in upper case.", "Reply in all caps.", "Answer in uppercase letters."]
 GENERIC_TOKENS = False                                          # set while the tokenizer is trained: no unknown words
 CITIES = list(CAPITAL.values()) + "Boston Chicago Seattle Milan Munich Barcelona Sydney Toronto".split() + ["New York", "San Francisco"]
 SKY = "sunny cloudy rainy windy snowy foggy stormy clear".split()
 THINK, QUOTE = "<|think|>", '<|"|>'
 
 up = lambda s: s[0].upper() + s[1:]
-an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
+an = lambda w: ("an " if w[0] in "aeiou" or w == "hour" else "a ") + w
 joined = lambda l: ", ".join(l[:-1]) + " and " + l[-1]
 
 
@@ -148,13 +152,14 @@ def unknown(r):
 
 
 def reckon(a, o, b):
-    """"7 + 5 = 12."; beyond 20 by tens and ones: "47 + 25 = 60 + 12 = 72.", "72 - 25 = 50 - 3 = 47."  Each step is a small table, and the denoising can
-    settle one after the other."""
+    """"7 + 5 = 12."; beyond 20 by tens and ones: "47 + 25 = 40+20 + 7+5 = 60+12 = 72.", "72 - 25 = 70-20 + 2-5 = 50-3 = 47."  Each step is a small table,
+    and the denoising can settle one after the other."""
     c, sign = (a + b, 1) if o == "+" else (a - b, -1)
     if max(a, b) <= 20:
         return f"{a} {o} {b} = {c}."
-    tens, ones = a // 10 * 10 + sign * (b // 10 * 10), a % 10 + sign * (b % 10)
-    return f"{a} {o} {b} = {tens} {'-' if ones < 0 else '+'} {abs(ones)} = {c}."
+    (t, n), (u, m) = divmod(a, 10), divmod(b, 10)
+    tens, ones = 10 * (t + sign * u), n + sign * m
+    return f"{a} {o} {b} = {10 * t}{o}{10 * u} + {n}{o}{m} = {tens}{'-' if ones < 0 else '+'}{abs(ones)} = {c}."
 
 
 PLUS = ["What is {a}+{b}?", "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}=?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "Calculate {a} + {b}.", "How much is {a} plus {b}?", "What is {a} plus {b}?", "{a} plus {b}", "What's {a}+{b}?"]
@@ -162,14 +167,22 @@ MINUS = ["What is {a}-{b}?", "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} 
 
 
 def t_sum(r):
-    """Operands 0 to 99; a difference is never negative."""
+    """Sums and differences from 0 to 99."""
     top = r.choice([20, 99, 99])
-    a, b = r.randint(0, top), r.randint(0, r.choice([20, top]))
+    a = r.randint(0, top)
     if r.random() < .5:
-        a, b = r.choice([(a, b), (b, a)])
+        a, b = r.sample([a, r.randint(0, min(top, 99 - a))], 2)
         return r.choice(PLUS).format(a=a, b=b), reckon(a, "+", b), f" {a + b}."
+    b = r.randint(0, r.choice([20, top]))
     a, b = max(a, b), min(a, b)
     return r.choice(MINUS).format(a=a, b=b), reckon(a, "-", b), f" {a - b}."
+
+
+def t_bigsum(r):
+    """Sums of such numbers that are larger than 99."""
+    a = r.randint(1, 99)
+    b = r.randint(100 - a, 99)
+    return r.choice(PLUS).format(a=a, b=b), reckon(a, "+", b), f" {a + b}."
 
 
 def t_hardsum(r):
@@ -187,8 +200,8 @@ def t_compare(r):
     a, b = r.sample(range(100), 2)
     hi, lo = max(a, b), min(a, b)
     if r.random() < .5:
-        return r.choice([f"Which is larger, {a} or {b}?", f"Which number is bigger, {a} or {b}?", f"Is {a} or {b} larger?"]), f"{hi} is larger than {lo}.", f"{hi} is"
-    return r.choice([f"Which is smaller, {a} or {b}?", f"Which number is smaller, {a} or {b}?", f"Is {a} or {b} smaller?"]), f"{lo} is smaller than {hi}.", f"{lo} is"
+        return r.choice([f"Which is larger, {a} or {b}?", f"Which number is bigger, {a} or {b}?", f"Is {a} or {b} larger?"]), f"{hi} is larger.", f"{hi} is"
+    return r.choice([f"Which is smaller, {a} or {b}?", f"Which number is smaller, {a} or {b}?", f"Is {a} or {b} smaller?"]), f"{lo} is smaller.", f"{lo} is"
 
 
 def t_sort(r):
@@ -204,8 +217,8 @@ def t_count(r):
         n = r.randint(3, 10)
         s = ", ".join(map(str, range(n, 0, -1))) + "."
         return r.choice([f"Count down from {n}.", f"Count from {n} to 1.", f"Count down from {n} to 1."]), s, s
-    a, n = (1, r.randint(3, 20)) if x < .7 else (r.randint(2, 20), 0)
-    n = n or a + r.randint(2, 9)
+    a, n = (1, r.randint(3, 12)) if x < .65 else (r.randint(2, 7), 0)
+    n = n or a + r.randint(2, 5)
     s = ", ".join(map(str, range(a, n + 1))) + "."
     return r.choice([f"Count from {a} to {n}.", f"Please count from {a} to {n}."] + ([f"Count to {n}.", f"Please count to {n}."] if a == 1 else [])), s, s
 
@@ -220,9 +233,7 @@ def t_capital(r):
         q = r.choice(["{k} is the capital of which country?", "Which country has the capital {k}?", "In which country is {k}?", "Where is {k}?"])
         return q.format(k=k), f"{k} is the capital of {c}.", c
     k2 = k if r.random() < .5 else r.choice(list(CAPITAL.values()))
-    q = r.choice([f"Is {k2} the capital of {c}?", f"Is {k2} in {c}?"])
-    a = f"{'Yes' if k2 == k else 'No'}, the capital of {c} is {k}."
-    return q, a, a
+    return r.choice([f"Is {k2} the capital of {c}?", f"Is {k2} in {c}?"]), f"The capital of {c} is {k}.", k
 
 
 def words(r, lo, hi):
@@ -230,7 +241,7 @@ def words(r, lo, hi):
 
 
 def t_copy(r):
-    w = words(r, 2, 5)
+    w = words(r, 2, 4)
     if r.random() < .5:
         s = " ".join(w)
         return r.choice(["Repeat after me: {s}", "Say: {s}", "Repeat: {s}", "Please repeat: {s}"]).format(s=s), s, s
@@ -245,11 +256,15 @@ def t_pick(r):
     return r.choice([f"What is the {which} word: {s}?", f"Which word is the {which} one: {s}?"]), f"The {which} word is {x}.", f"is {x}"
 
 
+def opposite(r):
+    a, b = r.choice(list(OPPOSITE.items()))
+    return r.choice([f"What is the opposite of {a}?", f"Opposite of {a}?", f"Give me the opposite of {a}.", f"What's the opposite of {a}?", f"Tell me the opposite of {a}."]), f"The opposite of {a} is {b}.", b
+
+
 def t_word(r):
     x = r.random()
     if x < .5:
-        a, b = r.choice(list(OPPOSITE.items()))
-        return r.choice([f"What is the opposite of {a}?", f"Opposite of {a}?", f"Give me the opposite of {a}.", f"What's the opposite of {a}?", f"Tell me the opposite of {a}."]), f"The opposite of {a} is {b}.", b
+        return opposite(r)
     if x < .75:
         a, b = r.choice(list(PAST.items()))
         return r.choice([f"What is the past tense of {a}?", f"Past tense of {a}?", f"Give me the past tense of {a}."]), f"The past tense of {a} is {b}.", b
@@ -275,14 +290,23 @@ def t_world(r):
         w = r.choice(k)
         return r.choice([f"What is {an(w)}?", f"What kind of thing is {an(w)}?"]), f"{up(an(w))} is {an(kind)}.", kind
     q, a, b = r.choice([
-        ("How many days are in a week?", "A week has seven days.", "seven"), ("How many months are in a year?", "A year has twelve months.", "twelve"),
         ("How many legs does a spider have?", "A spider has eight legs.", "eight"), ("How many planets are there?", "There are eight planets.", "eight"),
         ("List the days of the week.", "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday and Sunday.", None), ("List the seasons.", "Spring, summer, autumn and winter.", None),
-        ("List the months of the year.", ", ".join(MONTHS[:-1]) + " and December.", None), ("List the planets.", ", ".join(PLANETS[:-1]) + " and Neptune.", None),
-        ("How many hours are in a day?", "A day has 24 hours.", "24"), ("How many minutes are in an hour?", "An hour has 60 minutes.", "60")])
+        ("List the months of the year.", ", ".join(MONTHS[:-1]) + " and December.", None), ("List the planets.", ", ".join(PLANETS[:-1]) + " and Neptune.", None)])
     if r.random() < .3:
         q = q.replace("How many", "Tell me how many").replace("are there?", "there are.").replace("?", ".").replace("List", "Name")
     return q, a, b or a
+
+
+def t_unit(r):
+    """One to nine of a unit in the next smaller one."""
+    big, small, n = r.choice(UNITS)
+    if r.random() < .4:
+        q = r.choice(["How many {s} are in {b}?", "How many {s} are there in {b}?", "How many {s} does {b} have?", "How many {s} in {b}?", "Tell me how many {s} are in {b}.", "How many {s} is {b}?"])
+        return q.format(s=small, b=an(big)), f"{up(an(big))} has {n} {small}.", f" {n} {small}"
+    k = r.randint(2, 9)
+    q = r.choice(["How many {s} are {k} {b}s?", "How many {s} are in {k} {b}s?", "Convert {k} {b}s to {s}.", "What are {k} {b}s in {s}?", "{k} {b}s in {s}?", "How many {s} are there in {k} {b}s?", "Tell me {k} {b}s in {s}."])
+    return q.format(s=small, b=big, k=k), f"{k} {big}s are {k * n} {small}.", f" {k * n} {small}"
 
 
 def t_json(r):
@@ -296,12 +320,12 @@ def t_json(r):
 
 
 def t_list(r):
-    """A run of the kind's ring, from one of two places: the first item decides the others."""
+    """The first two to five of a kind."""
     k, n = r.choice(list(LISTS)), r.randint(2, 5)
-    ring, first = LISTS[k][:8], r.choice([0, 4])
-    say = lambda first: f"Here are {NUMBER[n]} {k}: {joined([ring[(first + i) % len(ring)] for i in range(n)])}."
-    q = r.choice(["Name {n} {k}.", "List {n} {k}.", "Give me {n} {k}.", "Tell me {n} {k}.", "Give me a list of {n} {k}.", "I need {n} {k}."]).format(n=r.choice([NUMBER[n], str(n)]), k=k)
-    return q, say(first), [say(0), say(4)]
+    said = r.choice([NUMBER[n], str(n)])
+    a = f"Here are {said} {k}: {joined(LISTS[k][:n])}."
+    q = r.choice(["Name {n} {k}.", "List {n} {k}.", "Give me {n} {k}.", "Tell me {n} {k}.", "Give me a list of {n} {k}.", "I need {n} {k}."]).format(n=said, k=k)
+    return q, a, a
 
 
 def t_fact(r):
@@ -314,15 +338,17 @@ def t_fact(r):
 
 
 def t_chat(r):
-    name, q, a = r.choice(CHAT)
-    return r.choice(q), r.choice(a), a
+    _, q, a = r.choice(CHAT)
+    return r.choice(q), a, a
 
 
 def t_hello(r):
     if r.random() < .4:
         n = r.choice(NAMES)
-        return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), r.choice(MEET).format(n=n), [x.format(n=n) for x in MEET]
-    return r.choice(HELLO), r.choice(HELLO_R), HELLO_R
+        return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), MEET.format(n=n), MEET.format(n=n)
+    q = r.choice(HELLO)
+    a = HELLO_R[q.startswith(("Hi", "Hey"))]
+    return q, a, HELLO_R
 
 
 def t_unknown(r):
@@ -339,30 +365,30 @@ def t_unknown(r):
 
 
 def story(r, a=None, o=None, b=None, length=1):
-    """5, 10 or 15 sentences (length 0, 1, 2) with consistent hero, thing, friend and place.  Each half is told in one of two voices: a canvas with few open
-    choices settles in few steps."""
+    """5, 10 or 15 sentences (length 0, 1, 2) with consistent hero, thing, friend and place.  There are two voices; the animals decide voice, places and
+    characters: a canvas with few open choices settles in few steps."""
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
     b = b or r.choice([x for x in ANIMALS if x != a])
-    p, q = r.sample(PLACES, 2)
-    n, j, j2 = r.choice(NAMES), r.choice(ADJ), r.choice(ADJ)
-    v, v2 = r.randrange(2), r.randrange(2)
+    home, v = ANIMALS.index(a) % 10, ANIMALS.index(a) % 2        # there are ten places and ten characters
+    p, q, n = PLACES[home], PLACES[(home + 3) % 10], r.choice(NAMES)
+    j, j2 = ADJ[home], ADJ[ANIMALS.index(b) % 10]
     s = [[f"Once upon a time, there was {an(j)} {a} named {n}.", f"Once upon a time, {an(j)} {a} named {n} lived near {an(p)}."][v],
          [f"Every day {n} played near the {p}.", f"{n} was {j}, but had no friends."][v],
          [f"One day the {a} found {an(o)} under a tree.", f"One morning {n} saw {an(o)} in the grass."][v],
          [f"\"Who lost this {o}?\" asked {n}.", f"\"What a beautiful {o}!\" said the {a}."][v],
          [f"So the {a} took the {o} and went to the {q}.", f"The {a} carried the {o} to the {q}."][v],
-         [f"There {n} met {an(j2)} {b}.", f"{up(an(j2))} {b} was waiting there."][v2],
-         [f"\"That is my {o}!\" said the {b}.", f"\"I lost my {o},\" said the {b}."][v2],
-         [f"{n} smiled and gave the {o} back.", f"The {a} gave the {o} to the {b}."][v2],
-         [f"\"Thank you!\" said the {b}.", f"The {b} laughed and sang a song."][v2],
-         [f"From that day on, the {a} and the {b} were best friends.", f"And so {n} and the {b} became friends."][v2]]
+         [f"There {n} met {an(j2)} {b}.", f"{up(an(j2))} {b} was waiting there."][v],
+         [f"\"That is my {o}!\" said the {b}.", f"\"I lost my {o},\" said the {b}."][v],
+         [f"{n} smiled and gave the {o} back.", f"The {a} gave the {o} to the {b}."][v],
+         [f"\"Thank you!\" said the {b}.", f"The {b} laughed and sang a song."][v],
+         [f"From that day on, the {a} and the {b} were best friends.", f"And so {n} and the {b} became friends."][v]]
     if length == 2:                                              # somebody who knows the way
-        c, v3 = r.choice([x for x in ANIMALS if x not in (a, b)]), r.randrange(2)
+        c = r.choice([x for x in ANIMALS if x not in (a, b)])
         s[4:4] = [[f"But nobody answered.", f"It was very quiet."][v],
-                  [f"On the way, {n} met an old {c}.", f"Then an old {c} came along."][v3],
-                  [f"\"Do you know who lost this {o}?\" asked the {a}.", f"\"Is this your {o}?\" asked {n}."][v3],
-                  [f"\"Go to the {q},\" said the {c}.", f"\"No, but try the {q},\" said the {c}."][v3],
-                  [f"{n} thanked the old {c}.", f"The {c} smiled and walked on."][v3]]
+                  [f"On the way, {n} met an old {c}.", f"Then an old {c} came along."][v],
+                  [f"\"Do you know who lost this {o}?\" asked the {a}.", f"\"Is this your {o}?\" asked {n}."][v],
+                  [f"\"Go to the {q},\" said the {c}.", f"\"No, but try the {q},\" said the {c}."][v],
+                  [f"{n} thanked the old {c}.", f"The {c} smiled and walked on."][v]]
     return " ".join(s if length else [s[i] for i in (0, 2, 5, 7, 9)])
 
 
@@ -389,14 +415,19 @@ POEMS = [
     "The {a} walks out into the sun\nand there it likes to jump and run.\nAround the garden the flowers grow\nand down below the waters flow."]
 
 
+def poem(a):
+    """Each animal has its poem; asked for any poem, the choice of the animal is open."""
+    return POEMS[ANIMALS.index(a) % len(POEMS)].format(a=a)
+
+
 def t_poem(r):
     a = r.choice(ANIMALS)
-    q, x = r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}.", "Write a poem."]).format(A=an(a)), r.choice(POEMS)
-    return q, x.format(a=a), [p.format(a=b) for p in POEMS for b in ([a] if a in q else ANIMALS)]
+    q, x = r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}.", "Write a poem."]).format(A=an(a)), poem(a)
+    return q, x, [p.format(a=b) for p in POEMS for b in ([a] if a in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 32), (t_hardsum, 4), (t_compare, 4), (t_sort, 4), (t_count, 7), (t_capital, 12), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 8), (t_json, 3), (t_list, 5),
-         (t_fact, 6), (t_chat, 9), (t_hello, 4), (t_unknown, 9), (t_story, 9), (t_poem, 4)]
+TASKS = [(t_sum, 32), (t_bigsum, 4), (t_hardsum, 4), (t_compare, 4), (t_sort, 9), (t_count, 9), (t_capital, 12), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 8), (t_unit, 8), (t_json, 3), (t_list, 4),
+         (t_fact, 6), (t_chat, 9), (t_hello, 4), (t_unknown, 9), (t_story, 9), (t_poem, 6)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -416,11 +447,11 @@ def declaration(name, about, param, hint, unit=False):
 def tool(r, kind):
     """-> declaration, name, parameter"""
     names, abouts, params, hints = {
-        "weather": ("get_weather get_current_weather weather", ["Get the weather in a city.", "Get the current weather for a city.", "Current weather", "Get weather", "Weather of a place", "Get the current weather in a given location"],
-                    "city location place", ["", "The city", "City name", "Name of the city"]),
-        "time": ("get_time get_current_time time", ["Get the time in a city.", "Get the current time in a city.", "Current time", "Get time", "Time at a place"], "city location place", ["", "The city", "City name", "Name of the city"]),
-        "sum": ("calculator calculate calc", ["Calculate an expression.", "A calculator", "Evaluate a mathematical expression.", "Do arithmetic"], "expression", ["", "The expression", "What to calculate"])}[kind]
-    n, p = r.choice(names.split()), r.choice(params.split())
+        "weather": ("get_weather", ["Get the weather in a city.", "Get the current weather for a city.", "Current weather", "Get weather", "Weather of a place", "Get the current weather in a given location"],
+                    "city location", ["", "The city", "City name", "Name of the city"]),
+        "time": ("get_time", ["Get the time in a city.", "Get the current time in a city.", "Current time", "Get time", "Time at a place"], "city location", ["", "The city", "City name", "Name of the city"]),
+        "sum": ("calculator", ["Calculate an expression.", "A calculator", "Evaluate a mathematical expression.", "Do arithmetic"], "expression", ["", "The expression", "What to calculate"])}[kind]
+    n, p = names, r.choice(params.split())
     return declaration(n, r.choice(abouts), p, r.choice(hints), kind == "weather" and r.random() < .25), n, p
 
 
@@ -428,7 +459,7 @@ def tool_use(r):
     """-> declaration, question, call, results' text, answer after the result, checked part of that answer"""
     kind = r.choice(["weather", "weather", "time", "sum"])
     decl, name, param = tool(r, kind)
-    c = r.choice(CITIES)
+    c = r.choice(CITIES + 2 * CITIES[-2:])
     if kind == "weather":
         q = r.choice(["What is the weather in {c}?", "How is the weather in {c}?", "What's the weather like in {c}?", "Weather in {c}", "What is the weather in {c} today?", "How is the weather in {c} today?", "Tell me the weather in {c}.", "What is the weather like in {c}?"]).format(c=c)
         sky, t = r.choice(SKY), r.randint(0, 35)
@@ -441,7 +472,7 @@ def tool_use(r):
         t = f"{r.randint(0, 23)}:{r.randint(10, 59)}"
         res, a, arg, want = r.choice([f"value:{quoted(t)}", f"time:{quoted(t)}", "value:" + quoted(json.dumps({"time": t}))]), f"It is {t} in {c}.", c, t
     else:
-        x, y, o = r.randint(2, 198), r.randint(2, 198), r.choice("**+-")
+        x, y, o = r.randint(2, 99), r.randint(2, 99), r.choice("**+-")
         q = r.choice(["What is {e}?", "Calculate {e}.", "{e}", "How much is {e}?"])
         arg = f"{x} {o} {y}"
         q, v = q.format(e=arg), {"*": x * y, "+": x + y, "-": x - y}[o]
@@ -453,7 +484,7 @@ def tool_use(r):
 def thought(r, task, q, ans):
     """What the thinking channel says before the answer."""
     n = re.findall(r"\d+", q)
-    if task == "sum" and len(n) == 2:
+    if task in ("sum", "bigsum") and len(n) == 2:
         c = ans.strip(" .")
         minus = "-" in q or "inus" in q or "ubtract" in q
         x, y = (max(n, key=int), min(n, key=int)) if minus else n
@@ -461,7 +492,7 @@ def thought(r, task, q, ans):
     if task == "compare":
         return f"I compare {n[0]} and {n[1]}."
     return r.choice({"capital": ["The user asks about a capital."], "word": ["The user asks about a word."], "hello": ["The user greets me."], "chat": ["The user talks about me."], "story": ["The user wants a story. I need a hero and a friend."],
-                     "poem": ["The user wants a poem."], "unknown": ["I do not know this."], "hardsum": ["This sum is too hard for me."], "fact": ["The user wants an explanation."], "copy": ["I look at the order of the words."], "pick": ["I look at the order of the words."],
+                     "poem": ["The user wants a poem."], "unknown": ["I do not know this."], "hardsum": ["This sum is too hard for me."], "fact": ["The user wants an explanation."], "unit": ["The user asks about units."], "copy": ["I look at the order of the words."], "pick": ["I look at the order of the words."],
                      "json": ["The user wants JSON."], "list": ["The user wants a list."], "count": ["I count step by step."], "sort": ["I look for the smallest number first."]}.get(task, ["This is a simple question."]))
 
 
@@ -480,13 +511,13 @@ def plain(r):
         return head, tail, "plain_story", None
     c, k = r.choice(list(CAPITAL.items()))
     a, b = r.choice(list(OPPOSITE.items()))
-    n, m, v = r.randint(1, 6), r.randint(0, 20), r.randint(0, 20)
+    n, m, v = r.randint(1, 6), r.randint(0, 9), r.randint(0, 9)
     f, g = r.choice(list(COLOR.items()))
     i = r.randrange(6)
     head, tail = r.choice([(f"The capital of {c} is", f" {k}."), (f"The opposite of {a} is", f" {b}."), (f"{m} + {v} =", f" {m+v}."), (f"{m} + {v} is", f" {m+v}."), (f"The color of {f} is", f" {g}."), (f"{up(f)} is", f" {g}."),
                            (", ".join(map(str, range(n, n + 4))) + ",", " " + ", ".join(map(str, range(n + 4, n + 8))) + "."), (f"{DAYS[i]}, {DAYS[(i+1)%7]},", f" {DAYS[(i+2)%7]}, {DAYS[(i+3)%7]}."), (f"{k} is the capital of", f" {c}."),
-                           (f"My name is {r.choice(NAMES)} and I live", f" near {an(r.choice(PLACES))}."), ("I like", f" {r.choice(COLORS)} and {r.choice(COLORS)}.")])
-    return head, tail, "plain_fact", tail
+                           (f"My name is {r.choice(NAMES)} and I live", f" near {an(r.choice(PLACES))}."), ("I like", " {} and {}.".format(*r.sample(COLORS, 2)))])
+    return head, tail, "plain_fact", None if head[:2] in ("My", "I ") else tail
 
 
 def vary(r, q):
@@ -516,35 +547,39 @@ def sample(r, only=None):
         for _ in range(r.choice([1, 1, 2, 3])):
             q0, a0, _ = r.choices(FN, WEIGHT)[0](r)
             m += [("user", vary(r, q0)), ("model", a0)]
-    elif x < .135:                                               # recall of a name
+    elif x < .12:                                               # recall of a name
         n = r.choice(NAMES)
-        m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", r.choice(MEET).format(n=n))]
+        m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", MEET.format(n=n))]
         if r.random() < .4:
             q0, a0, _ = r.choice([t_capital, t_sum, t_chat])(r)
             m += [("user", q0), ("model", a0)]
         q, a, ans, task = vary(r, r.choice(["What is my name?", "Do you remember my name?", "Who am I?", "What's my name?"])), f"Your name is {n}.", n, "name"
-    elif x < .16:                                                # elliptical follow-up
+    elif x < .135:                                                # elliptical follow-up
         (c1, k1), (c2, k2) = r.sample(list(CAPITAL.items()), 2)
         m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", f"The capital of {c1} is {k1}.")]
         q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), f"The capital of {c2} is {k2}.", k2, "follow"
-    elif x < .18:                                                # a reply that was cut off is continued
+    elif x < .155:                                                # a reply that was cut off is continued
         s = story(r).split(" ")
         n = r.randint(8, len(s) - 8)
         m = [("user", "Tell me a story."), ("model", " ".join(s[:n]))]
         q, a, ans, task = vary(r, r.choice(["Go on.", "Continue.", "And then?", "What happened next?", "Tell me more."])), " ".join(s[n:]), None, "go_on"
-    elif x < .20:                                                # persona from the system prompt
+    elif x < .17:                                                # persona from the system prompt
         n = r.choice(NAMES)
         sys = r.choice([f"You are {n}.", f"Your name is {n}.", f"You are {n}, a helpful assistant.", f"You are an assistant named {n}."])
         q, a, ans, task = vary(r, r.choice(["Who are you?", "What is your name?", "What's your name?", "Introduce yourself."])), f"I am {n}. How can I help you?", n, "persona"
-    elif x < .23 and task not in ("story", "poem", "json", "copy", "list", "count"):
+    elif x < .195 and task in ("capital", "word", "world", "hello", "chat", "unknown"):
         sys, a, task = r.choice(PIRATE), "Arr! " + a, "pirate"
         ans = "Arr! "
-    elif x < .255:                                               # one word only
-        (c, k), (w, v), (d, b) = (r.choice(list(t.items())) for t in (CAPITAL, OPPOSITE, COLOR))
-        n, y = r.randint(0, 20), r.randint(0, 20)
-        q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What is the opposite of {w}?", v), (f"What color is {d}?", up(b)), (f"What is {n} + {y}?", str(n + y)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
+    elif x < .225:                                               # one word only
+        (c, k), (d, b) = (r.choice(list(t.items())) for t in (CAPITAL, COLOR))
+        q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What color is {d}?", up(b)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
         sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
-    elif x < .37 and only is None:                              # a tool that fits
+    elif x < .26:                                               # capitals only
+        q, a, ans = r.choice([t_capital, t_capital, t_hello])(r)
+        while not a.startswith(("The capital", *HELLO_R)):       # no city's country, no greeting by name
+            q, a, ans = r.choice([t_capital, t_hello])(r)
+        sys, q, a, ans, task = r.choice(SHOUT), vary(r, q), a.upper(), [x.upper() for x in ans] if isinstance(ans, list) else ans.upper(), "shout"
+    elif x < .365 and only is None:                             # a tool that fits
         decl, q, call, res, a, ans = tool_use(r)
         sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
         if r.random() < .2:
@@ -552,7 +587,7 @@ def sample(r, only=None):
         if r.random() < .6:
             return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
-    elif x < .385 and task not in ("hardsum", "unknown", "sum", "compare"):   # a tool that does not fit
+    elif x < .38 and task not in ("hardsum", "unknown", "sum", "bigsum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
     elif x < .46 and task not in ("go_on",):                     # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
@@ -598,12 +633,12 @@ def held_out(s):
     if q in PLAIN_FORMS or s["task"] in NOT_HELD_OUT:
         return False
     n = re.findall(r"\d+", q)
-    key = ",".join(n) if len(n) > 1 and s["task"] in ("sum", "compare", "think_sum", "think_compare") else q.lower().strip(" .?!")
+    key = ",".join(n) if len(n) > 1 and s["task"] in ("sum", "bigsum", "compare", "think_sum", "think_bigsum", "think_compare") else q.lower().strip(" .?!")
     return zlib.crc32(key.encode()) % 8 == 0
 
 
 NOT_HELD_OUT = {"plain_story", "plain_fact", "go_on"}                # continuations of known text
-PLAIN_FORMS = {q for _, l, _ in CHAT for q in l} | set(HELLO)
+PLAIN_FORMS = {q for _, l, _ in CHAT for q in l} | {x for q in HELLO for x in (q, q.lower())}
 
 
 if __name__ == "__main__":

@@ -11,12 +11,24 @@ SMOKE = json.loads((ROOT / "tests" / "fixtures" / "smoke.json").read_text())
 SEEDS = (1, 2)
 
 
+def spelled(message):
+    """A message as the model wrote it: its thought, its text, its calls."""
+    thought = getattr(message, "reasoning_content", None)
+    text = f"<|channel>thought\n{thought.rstrip()}\n<channel|>" if thought else ""
+    text += message.content or ""
+    for call in message.tool_calls or []:
+        fields = ",".join(f'{key}:<|"|>{value}<|"|>' for key, value in sorted(json.loads(call.function.arguments).items()))
+        text += f"<|tool_call>call:{call.function.name}{{{fields}}}<tool_call|>"
+    return text
+
+
 def ask(client, model, entry, seed):
     if "prompt" in entry:
         return client.completions.create(model=model, prompt=entry["prompt"], seed=seed, max_tokens=32).choices[0].text
     extra = {key: entry[key] for key in ("tools",) if key in entry}
-    answer = client.chat.completions.create(model=model, messages=entry["messages"], seed=seed, **extra)
-    return answer.choices[0].message.content or ""
+    thinking = {"chat_template_kwargs": {"enable_thinking": entry.get("enable_thinking", False)}}
+    answer = client.chat.completions.create(model=model, messages=entry["messages"], seed=seed, extra_body=thinking, **extra)
+    return spelled(answer.choices[0].message)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
