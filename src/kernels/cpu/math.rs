@@ -2,12 +2,13 @@
 
 use super::simd::Simd;
 
-/// `e^x`: 0 below −87.3, infinite above 88.7, `NaN` for `NaN`; exactly 1 at 0.
+/// `e^x`: 0 below −87.3 (below −104, and with few bits down to there, where the path scales freely), infinite above
+/// 88.8, `NaN` for `NaN`; exactly 1 at 0.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // x = n·ln 2 + r with |r| ≤ ln 2 / 2; ln 2 is split in two so that r keeps its low bits (Cody and Waite).
-    let low = s.splat(-87.3);
-    let high = s.splat(88.7);
+    let low = s.splat(if S::SCALES_FREELY { -105.0 } else { -87.3 });
+    let high = s.splat(if S::SCALES_FREELY { 89.0 } else { 88.7 });
     let held = s.max(low, s.min(high, x));
     let n = s.round(s.mul(held, s.splat(std::f32::consts::LOG2_E)));
     let r = s.fma(n, s.splat(-0.693_359_4), held);
@@ -20,6 +21,9 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     p = s.fma(p, r, s.splat(1.666_666_5e-1));
     p = s.fma(p, r, s.splat(0.5));
     let y = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
+    if S::SCALES_FREELY {
+        return s.scale2(y, n);
+    }
     // 2^n in two halves: n = 128 would leave the exponent's range.
     let half = s.round(s.mul(n, s.splat(0.5)));
     let y = s.scale2(s.scale2(y, half), s.sub(n, half));
@@ -38,11 +42,9 @@ pub(super) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `cap·tanh(x / cap)`, as `1 − 2/(e^(2x/cap) + 1)`: exact to some 1e-7·cap.
+/// `cap·tanh(x / cap)`, as `cap − 2·cap/(e^(2x/cap) + 1)`: exact to some 1e-7·cap.
 #[inline(always)]
 pub(super) fn softcap<S: Simd>(s: S, x: S::V, cap: f32) -> S::V {
-    let t = s.div(x, s.splat(cap));
-    let e = exp(s, s.add(t, t));
-    let tanh = s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))));
-    s.mul(tanh, s.splat(cap))
+    let e = exp(s, s.mul(x, s.splat(2.0 / cap)));
+    s.sub(s.splat(cap), s.div(s.splat(2.0 * cap), s.add(e, s.splat(1.0))))
 }

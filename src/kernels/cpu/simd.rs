@@ -31,6 +31,8 @@ pub(super) trait Simd: Copy {
     type I: Copy;
     /// Whether [`Simd::fma`] rounds once.
     const FUSED: bool;
+    /// Whether [`Simd::scale2`] takes any number, and results overflow to infinity and underflow to zero.
+    const SCALES_FREELY: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -56,7 +58,7 @@ pub(super) trait Simd: Copy {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// To the nearest integer, ties to even.
     fn round(self, a: Self::V) -> Self::V;
-    /// `a · 2^n` for integral `n` in −126 … 127.
+    /// `a · 2^n` for integral `n` in −126 … 127, or any where the path [scales freely](Simd::SCALES_FREELY).
     fn scale2(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a < b`, false where either is not a number.
     fn lt(self, a: Self::V, b: Self::V) -> Self::M;

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use self::{
     soft::Soft,
-    state::{Cap, RowState, Spread, Weigh},
+    state::{Cap, Capped, RowState, Spread, Weigh},
 };
 use super::{
     Cpu,
+    bytes::Vnni,
     layout::{PANEL, row_block},
     memory::{Scratch, Shared},
     operand::{Operand, PackedRows},
@@ -28,7 +29,11 @@ use super::{
 use crate::KernelError;
 
 /// Rows of one parallel call at most: more would push a tile of logits out of the second cache level.
-const GROUP: usize = 192;
+const GROUP: usize = 256;
+/// Panels of a tile at most: sums of bytes over more might leave 32 bits.
+const MOST_PANELS: usize = 1024;
+/// Logits of a row are padded to whole numbers of these.
+const STRIDE: usize = 64;
 
 /// Most candidates that are kept per row, and among which `top_p` cuts.
 pub const CANDIDATES: usize = 64;
@@ -74,7 +79,7 @@ pub type Watch<'a> = dyn Fn(usize, usize, &[f32]) + Sync + 'a;
 pub struct Sweep<'a> {
     /// Logits become `cap · tanh(logit / cap)`.
     pub softcap: Option<f32>,
-    /// Vocabulary entries per tile, rounded up to a multiple of 32. 256 is a good size; results agree for all up to
+    /// Vocabulary entries per tile, rounded up to a multiple of 32, at most 32,768. 256 is a good size; results agree for all up to
     /// rounding.
     pub tile: usize,
     /// The soft embedding leaves out tokens whose probability is below `e^−negligible` of the best one seen so far in
@@ -166,6 +171,7 @@ pub struct Statistics {
 struct Job<'a> {
     path: Checked,
     pairs: Option<Pairs>,
+    bytes: Option<Vnni>,
     operand: Operand,
     hidden: &'a [f32],
     table: &'a PackedMatrix,
@@ -218,10 +224,11 @@ impl Cpu {
         if let Some(soft) = &soft {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
-        let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels());
+        let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels().min(MOST_PANELS));
         let job = Job {
             path: self.checked(),
             pairs: self.engines.pairs,
+            bytes: self.engines.bytes,
             operand: self.operand(table),
             hidden,
             table,
@@ -275,8 +282,9 @@ impl Job<'_> {
                 state.refer(self.guess(hint, &self.hidden[row * width..][..width], state.head));
             }
         }
-        let mut accumulator = soft.as_ref().map(|_| Soft::new(self.path, self.pairs, rows.len(), width));
-        let stride = self.panels * PANEL;
+        let mut accumulator =
+            soft.as_ref().map(|_| Soft::new(self.path, self.pairs, self.bytes, self.table, rows.len()));
+        let stride = (self.panels * PANEL).next_multiple_of(STRIDE);
         let mut logits = Scratch::take(rows.len() * stride);
         let all = self.table.panels();
         let mut laps = Laps::begin(self.sweep.times);
@@ -290,8 +298,9 @@ impl Job<'_> {
                 let z = &mut logits[row * stride..][..panels.len() * PANEL];
                 let head = &self.sweep.heads[state.head];
                 let watch = self.sweep.watch.map(|watch| (watch, rows.start + row));
-                state.finite &= self.finish_logits(z, &tile, head, watch);
-                let factor = state.meet(z, tile.start as u32);
+                let capped = self.finish_logits(z, &tile, head, watch);
+                state.finite &= capped.finite;
+                let factor = state.meet(z, tile.start as u32, capped.largest);
                 let spread: Spread = self.path.run(Weigh {
                     z,
                     max: state.reference,
@@ -305,7 +314,7 @@ impl Job<'_> {
             }
             laps.lap(|times| &times.statistics);
             if let Some(accumulator) = &mut accumulator {
-                accumulator.add(self.table, panels, &logits, stride);
+                accumulator.add(panels, &mut logits, stride, |row| states[row].sum);
                 laps.lap(|times| &times.soft);
             }
         }
@@ -350,27 +359,32 @@ impl Job<'_> {
         self.logits(panel..panel + 1, hidden, head)[token as usize % PANEL]
     }
 
-    /// Turns products into z: softcap, bias, temperature; padding becomes impossible. False where a product is not
-    /// finite.
+    /// Turns products into z: softcap, bias, temperature; padding becomes impossible.
     fn finish_logits(
         &self,
         z: &mut [f32],
         tile: &Range<usize>,
         head: &Head<'_>,
         watch: Option<(&Watch<'_>, usize)>,
-    ) -> bool {
+    ) -> Capped {
         let (own, padding) = z.split_at_mut(tile.len());
-        let mut finite = self.path.run(Cap { z: own, cap: self.sweep.softcap, temperature: None });
+        padding.fill(-1e30);
+        let (cap, temperature) = (self.sweep.softcap, Some(head.temperature));
+        let after = |at: usize| head.bias.partition_point(|(token, _)| (*token as usize) < at);
+        let bias = &head.bias[after(tile.start)..after(tile.end)];
+        if watch.is_none() && bias.is_empty() {
+            return self.path.run(Cap { z: own, cap, temperature });
+        }
+        // The same to the last bit, with a stop between.
+        let Capped { finite, .. } = self.path.run(Cap { z: own, cap, temperature: None });
         if let Some((watch, row)) = watch {
             watch(row, tile.start, own);
         }
-        let after = |at: usize| head.bias.partition_point(|(token, _)| (*token as usize) < at);
-        for (token, bias) in &head.bias[after(tile.start)..after(tile.end)] {
+        for (token, bias) in bias {
             // Finite, so that differences and products with it are.
             own[*token as usize - tile.start] += bias.max(-1e30);
         }
-        finite &= self.path.run(Cap { z: own, cap: None, temperature: Some(head.temperature) });
-        padding.fill(-1e30);
-        finite
+        let capped = self.path.run(Cap { z: own, cap: None, temperature });
+        Capped { finite: finite && capped.finite, ..capped }
     }
 }

@@ -9,6 +9,7 @@ mod experts;
 mod fused;
 mod precision;
 mod products;
+mod soft;
 mod sweep;
 
 use super::*;

@@ -25,6 +25,7 @@ impl Simd for Avx2 {
     type M = __m256;
     type I = __m256i;
     const FUSED: bool = true;
+    const SCALES_FREELY: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

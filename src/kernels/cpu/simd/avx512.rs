@@ -33,6 +33,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     type M = __mmask16;
     type I = __m512i;
     const FUSED: bool = true;
+    const SCALES_FREELY: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -19,6 +19,7 @@ impl Simd for Portable {
     type M = [bool; 4];
     type I = [u32; 4];
     const FUSED: bool = false;
+    const SCALES_FREELY: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {

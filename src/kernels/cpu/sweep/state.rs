@@ -63,10 +63,9 @@ impl RowState {
         }
     }
 
-    /// Looks at a tile's z: moves the maximum, the argmax and the candidates on. Gives the factor by which sums so far
-    /// shrink.
-    pub(super) fn meet(&mut self, z: &[f32], first: u32) -> f32 {
-        let largest = z.iter().fold(f32::NEG_INFINITY, |best, &value| if value > best { value } else { best });
+    /// Looks at a tile's z, the largest of which is known: moves the maximum, the argmax and the candidates on. Gives the
+    /// factor by which sums so far shrink.
+    pub(super) fn meet(&mut self, z: &[f32], first: u32, largest: f32) -> f32 {
         let floor = if self.top.len() < self.keep {
             f32::NEG_INFINITY
         } else {
@@ -124,28 +123,35 @@ impl RowState {
     }
 }
 
-/// Softcap, then division by the temperature, each where given. False where an input is not finite.
+/// Softcap, then division by the temperature, each where given.
 pub(super) struct Cap<'a> {
     pub z: &'a mut [f32],
     pub cap: Option<f32>,
     pub temperature: Option<f32>,
 }
 
+/// What [`Cap`] has seen.
+pub(super) struct Capped {
+    /// Whether all inputs were finite.
+    pub finite: bool,
+    /// The largest result; not a number counts as none.
+    pub largest: f32,
+}
+
 impl Task for Cap<'_> {
-    type Output = bool;
+    type Output = Capped;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> bool {
+    fn run<S: Simd>(self, s: S) -> Capped {
+        let mut largest = s.splat(f32::NEG_INFINITY);
         // 0·x is zero for finite x and not a number otherwise.
         let mut poison = s.splat(0.0);
         let mut tail = [0.0; 16];
-        let mut at = 0;
-        while at < self.z.len() {
-            let count = S::LANES.min(self.z.len() - at);
-            let part = &mut self.z[at..at + count];
-            let whole = count == S::LANES;
+        for part in self.z.chunks_mut(S::LANES) {
+            let whole = part.len() == S::LANES;
             if !whole {
-                tail[..count].copy_from_slice(part);
-                tail[count..].fill(0.0);
+                // Filled with what is there already, so that neither the largest nor the poison changes.
+                tail.fill(part[0]);
+                tail[..part.len()].copy_from_slice(part);
             }
             let place = if whole { part.as_mut_ptr() } else { tail.as_mut_ptr() };
             // SAFETY: a whole vector of the row, or the tail, which has sixteen numbers.
@@ -156,16 +162,20 @@ impl Task for Cap<'_> {
                     v = softcap(s, v, cap);
                 }
                 if let Some(temperature) = self.temperature {
-                    v = s.div(v, s.splat(temperature));
+                    v = s.mul(v, s.splat(1.0 / temperature));
                 }
+                largest = s.max(v, largest);
                 s.store(place, v);
             }
             if !whole {
-                part.copy_from_slice(&tail[..count]);
+                part.copy_from_slice(&tail[..part.len()]);
             }
-            at += count;
         }
-        s.sum(poison) == 0.0
+        let mut best = f32::NEG_INFINITY;
+        for lane in &s.lanes(largest)[..S::LANES] {
+            best = best.max(*lane);
+        }
+        Capped { finite: s.sum(poison) == 0.0, largest: best }
     }
 }
 
