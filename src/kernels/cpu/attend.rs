@@ -21,8 +21,11 @@ use crate::KernelError;
 
 /// Queries folded together: the columns of a score tile.
 const QUERIES: usize = 32;
-/// Queries of one parallel call: enough to pay for widening and transposing keys.
-const GROUP: usize = 256;
+/// Numbers in the queries of one parallel call: enough queries to pay for widening and transposing keys, while they and
+/// their results stay in the second cache level.
+const GROUP: usize = 1 << 17;
+/// Queries of one call at most.
+const MOST: usize = 512;
 
 /// What a row sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +143,9 @@ impl Cpu {
         KernelError::expect("keys", rows * kv_heads * dim, k.len())?;
         KernelError::expect("values", rows * kv_heads * dim, v.len())?;
         let mut items = Vec::new();
-        let most = (GROUP / ratio).max(1);
+        // Fewer where threads would go without.
+        let fair = (spans.iter().map(|span| span.rows).sum::<usize>() * kv_heads).div_ceil(4 * self.threads());
+        let most = (GROUP / dim.max(1)).clamp(QUERIES, MOST).div_ceil(ratio).min(fair.max(QUERIES / ratio)).max(1);
         for span in spans {
             span.check(window, rows, pool)?;
             for part in 0..span.rows.div_ceil(most) {
@@ -156,13 +161,13 @@ impl Cpu {
                 let mut state = PairQueries::new(path, pairs, &items[index], &inputs);
                 state.fold_all();
                 // SAFETY: items cover disjoint rows and heads.
-                unsafe { state.finish(to.get()) };
+                unsafe { state.running.finish(to.get()) };
             }
             None => {
                 let mut state = Queries::new(path, &items[index], &inputs);
                 state.fold_all();
                 // SAFETY: as above.
-                unsafe { state.finish(to.get()) };
+                unsafe { state.running.finish(to.get()) };
             }
         })
     }
@@ -201,17 +206,14 @@ impl Span<'_> {
     }
 }
 
-/// The running state of an item's queries, in tiles of 32 lanes; query i is row `i / ratio`, head `i % ratio`.
-struct Queries<'a> {
-    path: Checked,
+/// What is known so far of an item's queries; query i is row `i / ratio`, head `i % ratio`.
+struct Running<'a> {
     item: &'a Item<'a>,
     inputs: &'a Inputs<'a>,
     ratio: usize,
     dim: usize,
     stride: usize,
     count: usize,
-    /// Tiles of `[head_dim, 32]`.
-    q: Scratch,
     /// `[queries, value stride]`: values summed so far, relative to `max`.
     out: Scratch,
     max: Scratch,
@@ -219,78 +221,113 @@ struct Queries<'a> {
     /// First position each query sees, and the one after its last; as floats, which are exact up to 2^24.
     low: Scratch,
     high: Scratch,
-    scores: Scratch,
-    factors: Scratch,
 }
 
-impl<'a> Queries<'a> {
-    fn new(path: Checked, item: &'a Item<'a>, inputs: &'a Inputs<'a>) -> Queries<'a> {
+impl<'a> Running<'a> {
+    /// Nothing yet, with room for a multiple of `lanes` queries. Lanes without a query see everything, and are not read.
+    fn new(item: &'a Item<'a>, inputs: &'a Inputs<'a>, lanes: usize) -> Running<'a> {
         let dim = inputs.pool.head_dim();
         let ratio = inputs.heads / inputs.pool.kv_heads();
         let count = item.rows * ratio;
-        let lanes = count.next_multiple_of(QUERIES);
+        let room = count.next_multiple_of(lanes);
         let stride = KvPool::value_stride(dim);
         let filled = |length: usize, value: f32| {
             let mut scratch = Scratch::take(length);
             scratch.fill(value);
             scratch
         };
-        let mut state = Queries {
-            path,
+        let mut running = Running {
             item,
             inputs,
             ratio,
             dim,
             stride,
             count,
-            q: filled(lanes * dim, 0.0),
-            out: filled(lanes * stride, 0.0),
-            max: filled(lanes, f32::NEG_INFINITY),
-            sum: filled(lanes, 0.0),
-            // Lanes without a query see everything: their scores are zero and their results are not read.
-            low: filled(lanes, 0.0),
-            high: filled(lanes, f32::INFINITY),
-            scores: Scratch::take(PAGE_TOKENS * QUERIES),
-            factors: Scratch::take(QUERIES),
+            out: filled(room * stride, 0.0),
+            max: filled(room, f32::NEG_INFINITY),
+            sum: filled(room, 0.0),
+            low: filled(room, 0.0),
+            high: filled(room, f32::INFINITY),
         };
-        state.load();
-        state
+        for i in 0..count {
+            let (low, high) = item.sees(inputs.window, item.first + i / ratio);
+            (running.low[i], running.high[i]) = (low as f32, high as f32);
+        }
+        running
     }
 
-    fn load(&mut self) {
-        let (span, window) = (&self.item.span, self.inputs.window);
+    /// Where query i lies in `[rows, heads, head_dim]`.
+    fn place(&self, i: usize) -> usize {
+        let row = self.item.span.row + self.item.first + i / self.ratio;
+        let head = self.item.head * self.ratio + i % self.ratio;
+        (row * self.inputs.heads + head) * self.dim
+    }
+
+    /// Query i.
+    fn query(&self, i: usize) -> &'a [f32] {
+        &self.inputs.q[self.place(i)..][..self.dim]
+    }
+
+    /// Writes the results.
+    ///
+    /// # Safety
+    /// `out` must be `[rows, heads, head_dim]`, and nobody else may write this item's rows and heads.
+    unsafe fn finish(&self, out: *mut f32) {
         for i in 0..self.count {
-            let (row, head) = (self.item.first + i / self.ratio, self.item.head * self.ratio + i % self.ratio);
-            let from = &self.inputs.q[((span.row + row) * self.inputs.heads + head) * self.dim..][..self.dim];
-            let to = &mut self.q[i / QUERIES * QUERIES * self.dim..];
-            for (d, &x) in from.iter().enumerate() {
+            // SAFETY: inside `out`, and this item's own.
+            let to = unsafe { std::slice::from_raw_parts_mut(out.add(self.place(i)), self.dim) };
+            for (y, x) in to.iter_mut().zip(&self.out[i * self.stride..]) {
+                *y = x / self.sum[i];
+            }
+        }
+    }
+}
+
+/// The queries of an item in floats, in tiles of 32 lanes.
+struct Queries<'a> {
+    path: Checked,
+    running: Running<'a>,
+    /// Tiles of `[head_dim, 32]`.
+    q: Scratch,
+    scores: Scratch,
+    factors: Scratch,
+}
+
+impl<'a> Queries<'a> {
+    fn new(path: Checked, item: &'a Item<'a>, inputs: &'a Inputs<'a>) -> Queries<'a> {
+        let running = Running::new(item, inputs, QUERIES);
+        let mut q = Scratch::take(running.count.next_multiple_of(QUERIES) * running.dim);
+        q.fill(0.0);
+        for i in 0..running.count {
+            let to = &mut q[i / QUERIES * QUERIES * running.dim..];
+            for (d, &x) in running.query(i).iter().enumerate() {
                 to[d * QUERIES + i % QUERIES] = x;
             }
-            let (low, high) = self.item.sees(window, row);
-            self.low[i] = low as f32;
-            self.high[i] = high as f32;
         }
+        let (scores, factors) = (Scratch::take(PAGE_TOKENS * QUERIES), Scratch::take(QUERIES));
+        Queries { path, running, q, scores, factors }
     }
 
     /// Folds every block of keys that a query of this item sees, oldest first.
     fn fold_all(&mut self) {
-        let (span, pool, head) = (self.item.span, self.inputs.pool, self.item.head);
+        let Running { item, inputs, dim, stride, .. } = self.running;
+        let (span, pool, head) = (item.span, inputs.pool, item.head);
         let mut scratch = Scratch::take(pool.scratch());
-        for (page, start, count) in self.item.pages(self.inputs.window) {
+        for (page, start, count) in item.pages(inputs.window) {
             let (keys, values) = pool.head(page, head, &mut scratch);
             self.fold(&Block { start, count, keys, values });
         }
         if span.sight == Sight::Denoise {
-            let mut keys = Scratch::take(PAGE_TOKENS * self.dim);
-            let mut values = Scratch::take(PAGE_TOKENS * self.stride);
+            let mut keys = Scratch::take(PAGE_TOKENS * dim);
+            let mut values = Scratch::take(PAGE_TOKENS * stride);
             for first in (0..span.rows).step_by(PAGE_TOKENS) {
                 let count = PAGE_TOKENS.min(span.rows - first);
                 for i in 0..count {
-                    let at = ((span.row + first + i) * pool.kv_heads() + head) * self.dim;
-                    for (d, &x) in self.inputs.k[at..at + self.dim].iter().enumerate() {
+                    let at = ((span.row + first + i) * pool.kv_heads() + head) * dim;
+                    for (d, &x) in inputs.k[at..at + dim].iter().enumerate() {
                         keys[d * PAGE_TOKENS + i] = x;
                     }
-                    values[i * self.stride..][..self.dim].copy_from_slice(&self.inputs.v[at..at + self.dim]);
+                    values[i * stride..][..dim].copy_from_slice(&inputs.v[at..at + dim]);
                 }
                 self.fold(&Block { start: span.prefix + first, count, keys: &keys, values: &values });
             }
@@ -300,7 +337,8 @@ impl<'a> Queries<'a> {
     /// Folds one block into every tile of queries.
     fn fold(&mut self, block: &Block<'_>) {
         let most = self.path.tile_rows();
-        for first in (0..self.count).step_by(QUERIES) {
+        let Running { count, dim, stride, .. } = self.running;
+        for first in (0..count).step_by(QUERIES) {
             let lanes = first..first + QUERIES;
             // Scores, keys down and queries across.
             for index in 0..block.count.div_ceil(most) {
@@ -310,10 +348,10 @@ impl<'a> Queries<'a> {
                     self.path.tile(&Tile {
                         rows: keys.len(),
                         columns: QUERIES,
-                        k: self.dim,
+                        k: dim,
                         a: block.keys[keys.start..].as_ptr(),
                         a_stride: PAGE_TOKENS,
-                        b: self.q[first * self.dim..].as_ptr(),
+                        b: self.q[first * dim..].as_ptr(),
                         b_stride: QUERIES,
                         index: std::ptr::null(),
                         c: self.scores[keys.start * QUERIES..].as_mut_ptr(),
@@ -326,50 +364,31 @@ impl<'a> Queries<'a> {
                 scores: &mut self.scores,
                 start: block.start as f32,
                 count: block.count,
-                low: &self.low[lanes.clone()],
-                high: &self.high[lanes.clone()],
-                max: &mut self.max[lanes.clone()],
-                sum: &mut self.sum[lanes],
+                low: &self.running.low[lanes.clone()],
+                high: &self.running.high[lanes.clone()],
+                max: &mut self.running.max[lanes.clone()],
+                sum: &mut self.running.sum[lanes],
                 factors: &mut self.factors,
             });
-            let queries = QUERIES.min(self.count - first);
+            let queries = QUERIES.min(count - first);
             for index in 0..queries.div_ceil(most) {
                 let rows = row_block(queries, most, index);
                 // SAFETY: probabilities are `[64, 32]`, values `[64, stride]`, results `[lanes, stride]`.
                 unsafe {
                     self.path.tile(&Tile {
                         rows: rows.len(),
-                        columns: self.stride,
+                        columns: stride,
                         k: block.count,
                         a: self.scores[rows.start..].as_ptr(),
                         a_stride: QUERIES,
                         b: block.values.as_ptr(),
-                        b_stride: self.stride,
+                        b_stride: stride,
                         index: std::ptr::null(),
-                        c: self.out[(first + rows.start) * self.stride..].as_mut_ptr(),
-                        c_stride: self.stride,
+                        c: self.running.out[(first + rows.start) * stride..].as_mut_ptr(),
+                        c_stride: stride,
                         start: Start::Scale(self.factors[rows.start..].as_ptr()),
                     });
                 }
-            }
-        }
-    }
-
-    /// Writes the results.
-    ///
-    /// # Safety
-    /// `out` must be `[rows, heads, head_dim]`, and nobody else may write this item's rows and heads.
-    unsafe fn finish(&self, out: *mut f32) {
-        for i in 0..self.count {
-            let row = self.item.span.row + self.item.first + i / self.ratio;
-            let head = self.item.head * self.ratio + i % self.ratio;
-            let from = &self.out[i * self.stride..][..self.dim];
-            // SAFETY: inside `out`, and this item's own.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(out.add((row * self.inputs.heads + head) * self.dim), self.dim)
-            };
-            for (y, x) in to.iter_mut().zip(from) {
-                *y = x / self.sum[i];
             }
         }
     }

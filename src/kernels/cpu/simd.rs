@@ -127,6 +127,18 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// Writes 32 words, each of a half of `low` and one of `high`.
+    ///
+    /// # Safety
+    /// 32 halves must be readable at each, 32 words writable.
+    #[inline(always)]
+    unsafe fn zip(self, low: *const u16, high: *const u16, to: *mut u32) {
+        for i in 0..32 {
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(i) = u32::from(*low.add(i)) | u32::from(*high.add(i)) << 16 };
+        }
+    }
+
     /// Turns 16 by 16 floats: `to[c · 32 + r] = from[r · 32 + c]`.
     ///
     /// # Safety
@@ -139,6 +151,16 @@ pub(super) trait Simd: Copy {
                 unsafe { *to.add(c * 32 + r) = *from.add(r * 32 + c) };
             }
         }
+    }
+
+    /// The largest lane; all are numbers.
+    #[inline(always)]
+    fn largest(self, a: Self::V) -> f32 {
+        let mut largest = f32::NEG_INFINITY;
+        for lane in &self.lanes(a)[..Self::LANES] {
+            largest = largest.max(*lane);
+        }
+        largest
     }
 
     /// All lanes added: halves folded onto each other, the same order every time.

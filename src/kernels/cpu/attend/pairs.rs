@@ -4,9 +4,9 @@
 //! Scores lie query by query here, 64 keys side by side, so that probabilities come out in the order in which the next
 //! product reads them.
 
-use super::{Inputs, Item, PAGE_TOKENS, Sight};
+use super::{Inputs, Item, PAGE_TOKENS, Running, Sight};
 use crate::cpu::{
-    kv::{KvPool, Stored},
+    kv::Stored,
     layout::{PANEL, WORDS, row_block},
     math::exp,
     memory::Scratch,
@@ -16,31 +16,19 @@ use crate::cpu::{
     tile::Start,
 };
 
-/// The running state of an item's queries; query i is row `i / ratio`, head `i % ratio`.
+/// The queries of an item in pairs of bf16.
 pub(super) struct PairQueries<'a> {
     path: Checked,
     pairs: Pairs,
     session: Session,
-    item: &'a Item<'a>,
-    inputs: &'a Inputs<'a>,
-    ratio: usize,
-    dim: usize,
+    pub(super) running: Running<'a>,
     /// Words of a query or key.
     words: usize,
-    stride: usize,
-    count: usize,
     /// Blocks of packed rows.
     q: Scratch,
-    /// `[queries, value stride]`: values summed so far, relative to `max`.
-    out: Scratch,
-    max: Scratch,
-    sum: Scratch,
-    /// First position each query sees, and the one after its last; as floats, which are exact up to 2^24.
-    low: Scratch,
-    high: Scratch,
     /// `[2, words, 32]`: the keys of a block, 32 and 32.
     keys: Scratch,
-    /// `[32, value stride]`: pairs of values.
+    /// `[value stride / 32, 32, 32]`: pairs of values, 32 columns at a time.
     values: Scratch,
     /// `[rows, 64]`.
     scores: Scratch,
@@ -51,100 +39,58 @@ pub(super) struct PairQueries<'a> {
 
 impl<'a> PairQueries<'a> {
     pub(super) fn new(path: Checked, pairs: Pairs, item: &'a Item<'a>, inputs: &'a Inputs<'a>) -> PairQueries<'a> {
-        let dim = inputs.pool.head_dim();
-        let ratio = inputs.heads / inputs.pool.kv_heads();
-        let (count, words, stride) = (item.rows * ratio, pair_width(dim), KvPool::value_stride(dim));
-        let filled = |length: usize, value: f32| {
+        let running = Running::new(item, inputs, 1);
+        let words = pair_width(running.dim);
+        // What no key or value is written to stays zero.
+        let zeros = |length: usize| {
             let mut scratch = Scratch::take(length);
-            scratch.fill(value);
+            scratch.fill(0.0);
             scratch
         };
         let mut state = PairQueries {
             path,
             pairs,
             session: pairs.session(),
-            item,
-            inputs,
-            ratio,
-            dim,
             words,
-            stride,
-            count,
-            q: Scratch::take(count * words),
-            out: filled(count * stride, 0.0),
-            max: filled(count, f32::NEG_INFINITY),
-            sum: filled(count, 0.0),
-            low: Scratch::take(count),
-            high: Scratch::take(count),
-            // What no key or value is written to stays zero.
-            keys: filled(2 * words * PANEL, 0.0),
-            values: filled(PAGE_TOKENS / 2 * stride, 0.0),
+            q: Scratch::take(running.count * words),
+            keys: zeros(2 * words * PANEL),
+            values: zeros(LINES * running.stride.next_multiple_of(PANEL)),
             scores: Scratch::take(pairs.most() * PAGE_TOKENS),
-            chances: Scratch::take(pairs.most() * pair_width(PAGE_TOKENS)),
+            chances: Scratch::take(pairs.most() * LINES),
             factors: Scratch::take(pairs.most()),
+            running,
         };
         state.load();
         state
     }
 
     fn load(&mut self) {
-        for index in 0..self.count.div_ceil(self.pairs.most()) {
-            let block = row_block(self.count, self.pairs.most(), index);
+        let count = self.running.count;
+        for index in 0..count.div_ceil(self.pairs.most()) {
+            let block = row_block(count, self.pairs.most(), index);
             let to = &mut self.q[block.start * self.words..block.end * self.words];
             for (row, i) in block.clone().enumerate() {
-                let (own, head) = (self.item.first + i / self.ratio, self.item.head * self.ratio + i % self.ratio);
-                let at = ((self.item.span.row + own) * self.inputs.heads + head) * self.dim;
-                let x = &self.inputs.q[at..at + self.dim];
+                let x = self.running.query(i);
                 self.path.run_rounding(RoundPairs { x, to, rows: block.len(), row });
-                let (low, high) = self.item.sees(self.inputs.window, own);
-                self.low[i] = low as f32;
-                self.high[i] = high as f32;
             }
         }
     }
 
     /// Folds every block of keys that a query of this item sees, oldest first.
     pub(super) fn fold_all(&mut self) {
-        let (span, pool, head) = (self.item.span, self.inputs.pool, self.item.head);
-        for (page, start, count) in self.item.pages(self.inputs.window) {
-            let (keys, values) = (&mut self.keys, &mut self.values);
-            let (dim, words, stride) = (self.dim, self.words, self.stride);
-            match pool.stored(page, head) {
+        let Running { item, inputs, dim, stride, .. } = self.running;
+        let span = item.span;
+        for (page, start, count) in item.pages(inputs.window) {
+            let keys = Lines::of_keys(dim, count, self.words);
+            let values = Lines::of_values(count, stride);
+            match inputs.pool.stored(page, item.head) {
                 Stored::F32(k, v) => {
-                    self.path.run_rounding(Pair {
-                        from: k,
-                        from_stride: PAGE_TOKENS,
-                        rows: dim,
-                        columns: count,
-                        to: keys,
-                        blocks: words,
-                    });
-                    self.path.run_rounding(Pair {
-                        from: v,
-                        from_stride: stride,
-                        rows: count,
-                        columns: stride,
-                        to: values,
-                        blocks: 0,
-                    });
+                    self.path.run_rounding(Pair { from: k, stride: PAGE_TOKENS, lines: keys, to: &mut self.keys });
+                    self.path.run_rounding(Pair { from: v, stride, lines: values, to: &mut self.values });
                 }
                 Stored::Bf16(k, v) => {
-                    self.path.run_rounding(Zip {
-                        from: k,
-                        from_stride: PAGE_TOKENS,
-                        rows: dim,
-                        columns: count,
-                        to: keys,
-                        blocks: words,
-                    });
-                    self.path.run_rounding(Zip {
-                        from: v,
-                        from_stride: stride,
-                        rows: count,
-                        columns: stride,
-                        to: values,
-                        blocks: 0,
-                    });
+                    self.path.run_rounding(Zip { from: k, stride: PAGE_TOKENS, lines: keys, to: &mut self.keys });
+                    self.path.run_rounding(Zip { from: v, stride, lines: values, to: &mut self.values });
                 }
             }
             self.fold(start, count);
@@ -160,38 +106,29 @@ impl<'a> PairQueries<'a> {
 
     /// Takes keys and values of the span's own rows.
     fn own(&mut self, first: usize, count: usize) {
-        let width = self.inputs.pool.kv_heads() * self.dim;
-        let at = |i: usize| (self.item.span.row + first + i) * width + self.item.head * self.dim;
+        let Running { item, inputs, dim, .. } = self.running;
+        let width = inputs.pool.kv_heads() * dim;
+        let at = |i: usize| (item.span.row + first + i) * width + item.head * dim;
         self.path.run_rounding(Stand {
-            from: &self.inputs.k[at(0)..at(count - 1) + self.dim],
+            from: &inputs.k[at(0)..at(count - 1) + dim],
             from_stride: width,
             rows: count,
-            dim: self.dim,
+            dim,
             words: self.words,
             to: &mut self.keys,
         });
-        let from = &self.inputs.v[at(0)..at(count - 1) + self.dim];
-        let to = &mut self.values;
-        if self.dim == self.stride {
-            let (rows, columns) = (count, self.dim);
-            self.path.run_rounding(Pair { from, from_stride: width, rows, columns, to, blocks: 0 });
-        } else {
-            let mut padded = Scratch::take(count * self.stride);
-            padded.fill(0.0);
-            for (to, from) in padded.chunks_exact_mut(self.stride).zip(from.chunks(width)) {
-                to[..self.dim].copy_from_slice(&from[..self.dim]);
-            }
-            let (from_stride, columns) = (self.stride, self.stride);
-            self.path.run_rounding(Pair { from: &padded, from_stride, rows: count, columns, to, blocks: 0 });
-        }
+        let from = &inputs.v[at(0)..at(count - 1) + dim];
+        let lines = Lines::of_values(count, dim);
+        self.path.run_rounding(Pair { from, stride: width, lines, to: &mut self.values });
     }
 
     /// Folds `count` keys at positions from `start` on, which lie ready, into every query.
     fn fold(&mut self, start: usize, count: usize) {
         let most = self.pairs.most();
+        let stride = self.running.stride;
         let pairs = count.div_ceil(2).next_multiple_of(self.pairs.granule());
-        for index in 0..self.count.div_ceil(most) {
-            let block = row_block(self.count, most, index);
+        for index in 0..self.running.count.div_ceil(most) {
+            let block = row_block(self.running.count, most, index);
             let rows = block.len();
             for half in 0..count.div_ceil(PANEL) {
                 // SAFETY: packed queries of `words` words, keys `[words, 32]`, scores `[rows, 64]`.
@@ -215,90 +152,115 @@ impl<'a> PairQueries<'a> {
                 scores: &mut self.scores,
                 start: start as f32,
                 count,
-                low: &self.low[block.clone()],
-                high: &self.high[block.clone()],
-                max: &mut self.max[block.clone()],
-                sum: &mut self.sum[block.clone()],
+                low: &self.running.low[block.clone()],
+                high: &self.running.high[block.clone()],
+                max: &mut self.running.max[block.clone()],
+                sum: &mut self.running.sum[block.clone()],
                 factors: &mut self.factors,
                 chances: &mut self.chances,
             });
-            // SAFETY: packed probabilities of 32 words, values `[32, stride]`, results `[queries, stride]`.
-            unsafe {
-                self.session.tile(&PairTile {
-                    rows,
-                    columns: self.stride,
-                    pairs,
-                    a: self.chances.as_ptr().cast(),
-                    a_rows: rows,
-                    b: self.values.as_ptr().cast(),
-                    b_stride: self.stride,
-                    index: std::ptr::null(),
-                    c: self.out[block.start * self.stride..].as_mut_ptr(),
-                    c_stride: self.stride,
-                    start: Start::Scale(self.factors.as_ptr()),
-                });
-            }
-        }
-    }
-
-    /// Writes the results.
-    ///
-    /// # Safety
-    /// `out` must be `[rows, heads, head_dim]`, and nobody else may write this item's rows and heads.
-    pub(super) unsafe fn finish(&self, out: *mut f32) {
-        for i in 0..self.count {
-            let row = self.item.span.row + self.item.first + i / self.ratio;
-            let head = self.item.head * self.ratio + i % self.ratio;
-            let from = &self.out[i * self.stride..][..self.dim];
-            // SAFETY: inside `out`, and this item's own.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(out.add((row * self.inputs.heads + head) * self.dim), self.dim)
-            };
-            for (y, x) in to.iter_mut().zip(from) {
-                *y = x / self.sum[i];
+            for column in (0..stride).step_by(PANEL) {
+                // SAFETY: packed probabilities of 32 words, values `[32, 32]`, results `[queries, stride]`.
+                unsafe {
+                    self.session.tile(&PairTile {
+                        rows,
+                        columns: PANEL.min(stride - column),
+                        pairs,
+                        a: self.chances.as_ptr().cast(),
+                        a_rows: rows,
+                        b: self.values[column * LINES..].as_ptr().cast(),
+                        b_stride: PANEL,
+                        index: std::ptr::null(),
+                        c: self.running.out[block.start * stride + column..].as_mut_ptr(),
+                        c_stride: stride,
+                        start: Start::Scale(self.factors.as_ptr()),
+                    });
+                }
             }
         }
     }
 }
 
-/// Where the word of a pair of rows and a column goes: with blocks of so many pairs, 32 columns to a block; without,
-/// lines of all columns.
-#[inline(always)]
-fn place(blocks: usize, columns: usize, pair: usize, column: usize) -> usize {
-    if blocks == 0 { pair * columns + column } else { (column / PANEL * blocks + pair) * PANEL + column % PANEL }
-}
+/// Lines of words that a page's values make: a word for each two of them.
+const LINES: usize = PAGE_TOKENS / 2;
 
-/// Rounds rows of floats two by two into lines of words; missing rows count as zeros up to 64, columns beyond the last
-/// come out as zeros.
-struct Pair<'a> {
-    from: &'a [f32],
-    from_stride: usize,
+/// How rows of numbers become lines of words, two rows to a line: in blocks of 32 columns, `[columns / 32, lines, 32]`.
+#[derive(Clone, Copy)]
+struct Lines {
+    /// Rows and columns that there are.
     rows: usize,
     columns: usize,
+    /// Lines and columns to write, the latter rounded up to whole blocks; zeros where there is nothing.
+    lines: usize,
+    width: usize,
+    /// Lines of a block.
+    block: usize,
+}
+
+impl Lines {
+    /// Of keys `[head_dim, 64]`, `words` of them to a block.
+    fn of_keys(dim: usize, count: usize, words: usize) -> Lines {
+        Lines { rows: dim, columns: count, lines: dim.div_ceil(2), width: PAGE_TOKENS, block: words }
+    }
+
+    /// Of values `[64, columns]`.
+    fn of_values(count: usize, columns: usize) -> Lines {
+        Lines { rows: count, columns, lines: LINES, width: columns, block: LINES }
+    }
+
+    /// The two rows of a line from a column on: in place, or as much as there is of them and zeros.
+    #[inline(always)]
+    fn two<'a, T: Copy>(
+        self,
+        line: usize,
+        column: usize,
+        from: &'a [T],
+        stride: usize,
+        spare: &'a mut [[T; PANEL]; 2],
+    ) -> [&'a [T; PANEL]; 2] {
+        let here = self.columns.saturating_sub(column).min(PANEL);
+        let row = |row: usize| &from[row * stride + column..][..here];
+        if let (PANEL, true) = (here, 2 * line + 1 < self.rows)
+            && let (Some(low), Some(high)) = (row(2 * line).first_chunk(), row(2 * line + 1).first_chunk())
+        {
+            return [low, high];
+        }
+        for (number, spare) in (2 * line..self.rows).zip(&mut *spare) {
+            spare[..here].copy_from_slice(if here == 0 { &[] } else { row(number) });
+        }
+        let [low, high] = spare;
+        [low, high]
+    }
+
+    /// Where a line's word of a column goes.
+    #[inline(always)]
+    fn place(self, line: usize, column: usize) -> usize {
+        (column / PANEL * self.block + line) * PANEL + column % PANEL
+    }
+}
+
+/// Rounds rows of floats two by two into lines of words.
+struct Pair<'a> {
+    from: &'a [f32],
+    stride: usize,
+    lines: Lines,
     to: &'a mut [f32],
-    blocks: usize,
 }
 
 impl Task for Pair<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Pair { from, from_stride, rows, columns, to, blocks } = self;
-        let lines = lines(rows, blocks);
-        let width = if blocks == 0 { columns } else { PAGE_TOKENS };
-        for pair in 0..lines {
-            for column in (0..width).step_by(16) {
-                let mut two = [[0f32; 16]; 2];
-                for (row, numbers) in (2 * pair..rows).zip(&mut two) {
-                    let here = 16.min(columns.saturating_sub(column));
-                    let at = row * from_stride + column;
-                    numbers[..here].copy_from_slice(&from[at..at + here]);
-                }
-                let to = &mut to[place(blocks, columns, pair, column)..][..16];
-                for lane in (0..16).step_by(S::LANES) {
-                    // SAFETY: sixteen floats each, and sixteen words.
+        let Pair { from, stride, lines, to } = self;
+        for line in 0..lines.lines {
+            for column in (0..lines.width).step_by(PANEL) {
+                let mut spare = [[0f32; PANEL]; 2];
+                let rows = lines.two(line, column, from, stride, &mut spare);
+                let to = &mut to[lines.place(line, column)..][..PANEL];
+                for lane in (0..PANEL).step_by(S::LANES) {
+                    // SAFETY: 32 floats each, and 32 words.
                     unsafe {
-                        let words = s.pairs(s.load(two[0].as_ptr().add(lane)), s.load(two[1].as_ptr().add(lane)));
+                        let words = s.pairs(s.load(rows[0].as_ptr().add(lane)), s.load(rows[1].as_ptr().add(lane)));
                         s.store_words(to.as_mut_ptr().cast::<u32>().add(lane), words);
                     }
                 }
@@ -307,44 +269,26 @@ impl Task for Pair<'_> {
     }
 }
 
-/// How many lines of words are written: all of a block, or all that 64 rows can make.
-#[inline(always)]
-fn lines(rows: usize, blocks: usize) -> usize {
-    if blocks == 0 { PAGE_TOKENS / 2 } else { rows.div_ceil(2) }
-}
-
 /// [`Pair`] for rows that are bf16 already.
 struct Zip<'a> {
     from: &'a [u16],
-    from_stride: usize,
-    rows: usize,
-    columns: usize,
+    stride: usize,
+    lines: Lines,
     to: &'a mut [f32],
-    blocks: usize,
 }
 
 impl Task for Zip<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Zip { from, from_stride, rows, columns, to, blocks } = self;
-        let width = if blocks == 0 { columns } else { PAGE_TOKENS };
-        for pair in 0..lines(rows, blocks) {
-            for column in (0..width).step_by(16) {
-                let mut two = [[0u16; 16]; 2];
-                for (row, numbers) in (2 * pair..rows).zip(&mut two) {
-                    let here = 16.min(columns.saturating_sub(column));
-                    let at = row * from_stride + column;
-                    if here == 16 {
-                        numbers.copy_from_slice(&from[at..at + 16]);
-                    } else {
-                        numbers[..here].copy_from_slice(&from[at..at + here]);
-                    }
-                }
-                let to = &mut to[place(blocks, columns, pair, column)..][..16];
-                for (to, (&low, &high)) in to.iter_mut().zip(two[0].iter().zip(&two[1])) {
-                    *to = f32::from_bits(u32::from(low) | u32::from(high) << 16);
-                }
+    fn run<S: Simd>(self, s: S) {
+        let Zip { from, stride, lines, to } = self;
+        for line in 0..lines.lines {
+            for column in (0..lines.width).step_by(PANEL) {
+                let mut spare = [[0u16; PANEL]; 2];
+                let rows = lines.two(line, column, from, stride, &mut spare);
+                let to = &mut to[lines.place(line, column)..][..PANEL];
+                // SAFETY: 32 halves each, and 32 words.
+                unsafe { s.zip(rows[0].as_ptr(), rows[1].as_ptr(), to.as_mut_ptr().cast()) };
             }
         }
     }
@@ -407,7 +351,7 @@ impl Task for Fold<'_> {
         let hidden = s.splat(f32::NEG_INFINITY);
         // SAFETY: sixteen numbers, at least a vector.
         let counts = unsafe { s.load(COUNTS.as_ptr()) };
-        assert!(self.scores.len() >= rows * PAGE_TOKENS && self.chances.len() >= rows * pair_width(PAGE_TOKENS));
+        assert!(self.scores.len() >= rows * PAGE_TOKENS && self.chances.len() >= rows * LINES);
         for row in 0..rows {
             let scores = self.scores[row * PAGE_TOKENS..][..PAGE_TOKENS].as_mut_ptr();
             let high = self.high[row].min(end);
@@ -427,11 +371,11 @@ impl Task for Fold<'_> {
                 // SAFETY: inside the row.
                 most = s.max(unsafe { s.load(scores.add(j)) }, most);
             }
-            let lanes = s.lanes(most);
-            let max = lanes[..S::LANES].iter().fold(self.max[row], |max, &x| if x > max { x } else { max });
+            let (before, most) = (self.max[row], s.largest(most));
+            let max = if most > before { most } else { before };
             // A query that has seen nothing yet keeps its infinite maximum; its differences must not become NaN.
             let shift = s.splat(if max > f32::NEG_INFINITY { max } else { 0.0 });
-            let factor = s.lanes(exp(s, s.sub(s.splat(self.max[row]), shift)))[0];
+            let factor = if max > before { s.largest(exp(s, s.sub(s.splat(before), shift))) } else { 1.0 };
             let mut sum = s.splat(0.0);
             for j in (0..PAGE_TOKENS).step_by(S::LANES) {
                 let to = self.chances[((j / (2 * WORDS)) * rows + row) * WORDS..].as_mut_ptr();

@@ -181,6 +181,33 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // The trait's order, without the way through memory.
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn zip(self, low: *const u16, high: *const u16, to: *mut u32) {
+        unsafe {
+            // Word i takes number i of the first vector and number i of the second, which counts from 32 on.
+            let count = _mm512_cvtepu8_epi32(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+            let both = _mm512_or_si512(count, _mm512_slli_epi32::<16>(count));
+            let first = _mm512_add_epi32(both, _mm512_set1_epi32(0x0020_0000));
+            let second = _mm512_add_epi32(both, _mm512_set1_epi32(0x0030_0010));
+            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(high.cast()));
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(low, first, high));
+            _mm512_storeu_si512(to.add(16).cast(), _mm512_permutex2var_epi16(low, second, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn turn(self, from: *const f32, to: *mut f32) {
         unsafe {
             let mut x = [_mm512_setzero_ps(); 16];

@@ -171,11 +171,7 @@ impl Task for Cap<'_> {
                 part.copy_from_slice(&tail[..part.len()]);
             }
         }
-        let mut best = f32::NEG_INFINITY;
-        for lane in &s.lanes(largest)[..S::LANES] {
-            best = best.max(*lane);
-        }
-        Capped { finite: s.sum(poison) == 0.0, largest: best }
+        Capped { finite: s.sum(poison) == 0.0, largest: s.largest(largest) }
     }
 }
 
