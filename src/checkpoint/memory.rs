@@ -3,7 +3,7 @@
 use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
-use crate::kernels::cpu::{Columns, PackedMatrix};
+use crate::kernels::cpu::{PackedMatrix, Packing};
 use crate::model::{Config, DeviceChoice, LayerKind, LoadOptions, WeightType, page_bytes, row_bytes, slot_bytes};
 
 /// A tensor as a file holds it.
@@ -211,15 +211,18 @@ impl Needs {
     }
 }
 
-/// Bytes of a tensor in the form that products read: vectors and F16 are widened, quantised matrices that every row meets become
-/// bytes where the kernels want `bytes`, everything else keeps its size unless it is converted.
+/// Bytes of a tensor in the form that products read: vectors and F16 are widened, quantised matrices become coarse bytes where the
+/// kernels want `bytes`, everything else keeps its size unless it is converted.
 fn packed(stored: &Stored, dtype: Option<WeightType>, bytes: bool) -> u64 {
     match (dtype, stored.element, stored.shape.as_slice()) {
         (_, _, [] | [_]) => stored.numbers().saturating_mul(4),
         (Some(WeightType::F32), ..) | (None, Some(ElementType::F16), _) => stored.numbers().saturating_mul(4),
         (Some(WeightType::Bf16), ..) => stored.numbers().saturating_mul(2),
-        (None, Some(element), &[outputs, inputs]) if bytes && element.block().0 > 1 => {
-            PackedMatrix::fast_bytes(outputs, inputs, Columns::Plain) as u64
+        (None, Some(element), &[ref count @ .., outputs, inputs]) if bytes && element.block().0 > 1 => {
+            // A stack is one of experts.
+            let packing = if count.is_empty() { Packing::Fast } else { Packing::Compact };
+            let each = PackedMatrix::coarse_bytes(element, outputs, inputs, packing) as u64;
+            count.iter().fold(each, |all, &count| all.saturating_mul(count as u64))
         }
         (None, ..) => stored.bytes,
     }

@@ -1,25 +1,31 @@
 //! Quantised matrices as 8-bit panels with coarse scales: what products of bytes read fastest.
 //!
-//! Every number is decoded exactly at load and rounded to 8 bits, one scale per column and 256 inputs (the last group
-//! may be shorter): it is then off by at most half a step, `max|w| / 254` of its group. That is a sixteenth of what the
-//! numbers of a 4-bit format are themselves off by, an eighth of a 5-bit format, a quarter of a 6-bit one. In exchange
-//! nothing is unpacked while computing, and scales are met once in 64 instructions.
+//! Every number is a byte times a scale, one scale per column and 256 inputs (the last group may be shorter). Matrices
+//! that every row meets are rounded so at load: a number is then off by at most half a step, `max|w| / 254` of its
+//! group, a sixteenth of what the numbers of a 4-bit format are themselves off by, an eighth of a 5-bit format, a
+//! quarter of a 6-bit one. Nothing is unpacked while computing, and scales are met once in 64 instructions. Matrices
+//! that must stay small keep their 4 to 6 bits, and become the same bytes while they are read ([`steps`]).
 //!
-//! A panel is `[depth / 4, 32]` words, depth being the inputs rounded up to a multiple of 64. Byte b of word `[j, c]` is
-//! input `4j + b` of column c, as `128 + w / scale`; zeros pad. Scales are `[groups, 32]` floats per panel.
+//! A panel is `[inputs / 4, 32]` words. Byte b of word `[j, c]` is input `4j + b` of column c, as `128 + w / scale`.
+//! Scales are `[groups, 32]` floats per panel.
 
+mod steps;
 mod tile;
 
 use std::ops::Range;
 
+use steps::Steps;
 pub(super) use tile::{COARSE_ROWS, CoarseTile, RoundRow, RowParts};
 
 use super::{
-    layout::{PANEL, WORDS},
-    memory::{Aligned, Shared},
-    path::Task,
+    Cpu, blocks,
+    bytes::Vnni,
+    layout::{PANEL, STRIP, WORDS},
+    memory::{Aligned, Shared, ask},
+    path::{Checked, Task},
     simd::Simd,
 };
+use crate::{ElementType, KernelError};
 
 /// Inputs that share a scale, of weights and of activations.
 pub(super) const GROUP: usize = 256;
@@ -30,64 +36,162 @@ const OFFSET: f32 = 128.0;
 /// A matrix of 8-bit numbers.
 pub(super) struct Coarse {
     inputs: usize,
-    /// `[panel][depth / 4][column]`.
-    words: Aligned<u32>,
+    numbers: Numbers,
     /// `[panel][group][column]`.
     scales: Aligned<f32>,
 }
 
-/// Words and scales of one panel of so many inputs.
-fn panel_lengths(inputs: usize) -> (usize, usize) {
-    (inputs.next_multiple_of(4 * WORDS) / 4 * PANEL, inputs.div_ceil(GROUP) * PANEL)
+/// Where bytes come from.
+enum Numbers {
+    /// `[panel][depth / 4][column]` words, depth being the inputs rounded up to a multiple of 64; zeros pad.
+    Words(Aligned<u32>),
+    /// `[panel][strip]` records.
+    Steps(Steps, Aligned<u8>),
+}
+
+/// One panel, for writing.
+pub(super) struct Panel<'a> {
+    numbers: PanelNumbers<'a>,
+    scales: &'a mut [f32],
+}
+
+enum PanelNumbers<'a> {
+    Words(&'a mut [u32]),
+    Steps(Steps, &'a mut [u8]),
+}
+
+/// Words of a panel of so many inputs.
+fn panel_words(inputs: usize) -> usize {
+    inputs.next_multiple_of(4 * WORDS) / 4 * PANEL
+}
+
+/// Scales of a panel of so many inputs.
+fn panel_scales(inputs: usize) -> usize {
+    inputs.div_ceil(GROUP) * PANEL
 }
 
 impl Coarse {
-    /// Room for `panels` panels of `inputs` inputs, all zero.
-    pub(super) fn zeroed(panels: usize, inputs: usize) -> Coarse {
-        let (words, scales) = panel_lengths(inputs);
-        Coarse { inputs, words: Aligned::zeroed(panels * words), scales: Aligned::zeroed(panels * scales) }
+    /// A matrix of `panels` panels of `inputs` inputs that takes a byte for each number, or no more than its format
+    /// where that is possible; `fill` writes each panel, on all threads.
+    pub(super) fn new(
+        cpu: &Cpu,
+        (panels, inputs): (usize, usize),
+        small: Option<ElementType>,
+        fill: impl Fn(usize, &mut Panel<'_>) + Sync,
+    ) -> Result<Coarse, KernelError> {
+        let mut numbers = match small.and_then(Steps::of) {
+            Some(steps) => Numbers::Steps(steps, Aligned::zeroed(panels * inputs / STRIP * steps.record())),
+            None => Numbers::Words(Aligned::zeroed(panels * panel_words(inputs))),
+        };
+        let mut scales = Aligned::zeroed(panels * panel_scales(inputs));
+        let to_scales = Shared::new(&mut scales);
+        /// # Safety
+        /// One call for each part.
+        unsafe fn part<'a, T>(all: Shared<T>, index: usize, length: usize) -> &'a mut [T] {
+            // SAFETY: the caller's promise; every part lies inside.
+            unsafe { std::slice::from_raw_parts_mut(all.get().add(index * length), length) }
+        }
+        match &mut numbers {
+            Numbers::Words(words) => {
+                let words = Shared::new(words);
+                cpu.pool().run(panels, |index| {
+                    // SAFETY: each panel is written by one call.
+                    let (words, scales) = unsafe {
+                        (part(words, index, panel_words(inputs)), part(to_scales, index, panel_scales(inputs)))
+                    };
+                    fill(index, &mut Panel { numbers: PanelNumbers::Words(words), scales });
+                })?;
+            }
+            Numbers::Steps(steps, records) => {
+                let (steps, records) = (*steps, Shared::new(records));
+                cpu.pool().run(panels, |index| {
+                    // SAFETY: as above.
+                    let (records, scales) = unsafe {
+                        let records = part(records, index, inputs / STRIP * steps.record());
+                        (records, part(to_scales, index, panel_scales(inputs)))
+                    };
+                    fill(index, &mut Panel { numbers: PanelNumbers::Steps(steps, records), scales });
+                })?;
+            }
+        }
+        Ok(Coarse { inputs, numbers, scales })
     }
 
-    /// Bytes that such a matrix holds.
-    pub(super) fn bytes_of(panels: usize, inputs: usize) -> usize {
-        let (words, scales) = panel_lengths(inputs);
-        4 * panels * (words + scales)
+    /// Bytes that a matrix of so many panels and inputs holds.
+    pub(super) fn bytes_of(panels: usize, inputs: usize, small: Option<ElementType>) -> usize {
+        let numbers = match small.and_then(Steps::of) {
+            Some(steps) => inputs / STRIP * steps.record(),
+            None => 4 * panel_words(inputs),
+        };
+        panels * (numbers + 4 * panel_scales(inputs))
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        self.words.bytes() + self.scales.bytes()
+        let numbers = match &self.numbers {
+            Numbers::Words(words) => words.bytes(),
+            Numbers::Steps(_, records) => records.bytes(),
+        };
+        numbers + self.scales.bytes()
     }
 
-    /// Words and scales of all panels, for writing.
-    pub(super) fn panels_mut(&mut self) -> (Shared<u32>, Shared<f32>) {
-        (Shared::new(&mut self.words), Shared::new(&mut self.scales))
+    /// Whether bytes are stored, and need not be made while they are read.
+    pub(super) fn is_stored(&self) -> bool {
+        matches!(self.numbers, Numbers::Words(_))
     }
 
-    /// Words and scales of one panel.
-    pub(super) fn panel_lengths(&self) -> (usize, usize) {
-        panel_lengths(self.inputs)
-    }
-
-    /// Inputs of a panel as words `[length / 4, 32]`, a byte for each of four inputs: `128 + w / scale`. The range
-    /// begins at a multiple of 4.
+    /// Inputs of a panel as words `[length / 4, 32]`, a byte for each of four inputs: `128 + w / scale`; of a matrix
+    /// whose bytes are stored. The range begins at a multiple of 4.
     pub(super) fn words(&self, panel: usize, inputs: Range<usize>) -> &[u32] {
-        let from = panel * panel_lengths(self.inputs).0 + inputs.start / 4 * PANEL;
-        &self.words[from..from + inputs.len().div_ceil(4) * PANEL]
+        let Numbers::Words(words) = &self.numbers else { unreachable!("asked for what is not stored") };
+        let from = panel * panel_words(self.inputs) + inputs.start / 4 * PANEL;
+        &words[from..from + inputs.len().div_ceil(4) * PANEL]
+    }
+
+    /// The same of any matrix: in place, or made in `scratch`, words kept in a buffer of floats. The range begins at a
+    /// multiple of 32. With `vnni`, faster.
+    pub(super) fn read<'a>(
+        &'a self,
+        vnni: Option<Vnni>,
+        panel: usize,
+        inputs: Range<usize>,
+        scratch: &'a mut [f32],
+    ) -> &'a [u32] {
+        let Numbers::Steps(steps, _) = &self.numbers else { return self.words(panel, inputs) };
+        let scratch = &mut scratch[..inputs.len() / 4 * PANEL];
+        // SAFETY: floats and words have one size and accept every bit pattern.
+        let words = unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast::<u32>(), scratch.len()) };
+        match vnni {
+            Some(vnni) => steps.read_fast(vnni, self.records(panel, &inputs), words),
+            None => steps.read(self.records(panel, &inputs), words),
+        }
+        words
+    }
+
+    /// Records of a matrix of steps.
+    fn records(&self, panel: usize, inputs: &Range<usize>) -> &[u8] {
+        match &self.numbers {
+            Numbers::Words(_) => &[],
+            Numbers::Steps(steps, records) => {
+                let first = panel * (self.inputs / STRIP) + inputs.start / STRIP;
+                &records[first * steps.record()..(first + inputs.len() / STRIP) * steps.record()]
+            }
+        }
     }
 
     /// Scales of a panel's columns for inputs `256·group ..`.
     pub(super) fn scales(&self, panel: usize, group: usize) -> &[f32] {
-        &self.scales[panel * panel_lengths(self.inputs).1 + group * PANEL..][..PANEL]
+        &self.scales[panel * panel_scales(self.inputs) + group * PANEL..][..PANEL]
     }
 
     /// Decodes one column: an embedding lookup.
     pub(super) fn column(&self, panel: usize, lane: usize, out: &mut [f32]) {
-        let words = self.words(panel, 0..self.inputs);
+        let mut scratch = [0.0; GROUP / 4 * PANEL];
         for (group, out) in out.chunks_mut(GROUP).enumerate() {
+            let words = self.read(None, panel, group * GROUP..group * GROUP + out.len(), &mut scratch);
             let scale = self.scales(panel, group)[lane];
             for (i, y) in out.iter_mut().enumerate() {
-                let word = words[(group * GROUP + i) / 4 * PANEL + lane];
+                let word = words[i / 4 * PANEL + lane];
                 *y = (f32::from(word.to_le_bytes()[i % 4]) - OFFSET) * scale;
             }
         }
@@ -109,17 +213,39 @@ impl Coarse {
 
     /// Asks for inputs of a panel that will be read soon.
     pub(super) fn prefetch(&self, panel: usize, inputs: Range<usize>) {
-        super::memory::ask(self.words(panel, inputs));
+        match &self.numbers {
+            Numbers::Words(_) => ask(self.words(panel, inputs)),
+            Numbers::Steps(..) => ask(self.records(panel, &inputs)),
+        }
+    }
+}
+
+impl Panel<'_> {
+    /// Writes one column's stored row; `numbers` has room for all of it.
+    pub(super) fn write(
+        &mut self,
+        path: Checked,
+        (element, row): (ElementType, &[u8]),
+        lane: usize,
+        numbers: &mut [f32],
+    ) -> Result<(), KernelError> {
+        match &mut self.numbers {
+            PanelNumbers::Words(words) => {
+                blocks::dequantise(element, row, numbers)?;
+                path.run(RoundColumn { column: numbers, lane, words, scales: self.scales });
+            }
+            PanelNumbers::Steps(steps, records) => steps.write(element, row, lane, records, self.scales),
+        }
+        Ok(())
     }
 }
 
 /// Rounds one column into its panel.
-pub(super) struct RoundColumn<'a> {
-    pub column: &'a [f32],
-    pub lane: usize,
-    /// Of the panel.
-    pub words: &'a mut [u32],
-    pub scales: &'a mut [f32],
+struct RoundColumn<'a> {
+    column: &'a [f32],
+    lane: usize,
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
 }
 
 impl Task for RoundColumn<'_> {
@@ -171,9 +297,10 @@ impl Decode<'_> {
     #[inline(always)]
     fn all<S: Simd, const PAIRS: bool>(self, s: S) {
         let Decode { coarse, panel, from, length, out } = self;
+        let mut scratch = [0.0; GROUP / 4 * PANEL];
         for first in (0..length).step_by(GROUP) {
             let last = length.min(first + GROUP);
-            let words = coarse.words(panel, from + first..from + last);
+            let words = coarse.read(None, panel, from + first..from + last, &mut scratch);
             let scales = coarse.scales(panel, (from + first) / GROUP);
             for lane in (0..PANEL).step_by(S::LANES) {
                 // SAFETY: LANES divides the 32 lanes of scales, words and lines of `out`, whose length was checked.

@@ -3,14 +3,13 @@
 use std::ops::Range;
 
 use super::{
-    bytes::{BYTE_ROWS, ByteTile, Round, Vnni, packed_width, parts},
+    bytes::Vnni,
     coarse::{COARSE_ROWS, Coarse, CoarseTile, GROUP, RoundRow, RowParts},
     layout::{DEPTH, PANEL, WORDS, row_block},
     memory::Scratch,
     pack::PackedMatrix,
     pairs::{PairTile, Pairs, RoundPairs, pair_width},
     path::Checked,
-    strips::Strips,
     tile::{Start, Tile},
 };
 
@@ -21,9 +20,7 @@ pub(super) enum Operand {
     Floats(Checked),
     /// Rounded to bf16, for those of [`Pairs`].
     Pairs(Checked, Pairs),
-    /// Rounded to bytes, for those of [`Vnni::tile`].
-    Bytes(Checked, Vnni),
-    /// Rounded to bytes with coarse scales, for those of [`Vnni::coarse`].
+    /// Rounded to bytes, for those of [`Vnni::coarse`].
     Coarse(Checked, Vnni),
 }
 
@@ -33,7 +30,6 @@ impl Operand {
         match self {
             Operand::Floats(path) => path.tile_rows(),
             Operand::Pairs(_, pairs) => pairs.most(),
-            Operand::Bytes(..) => BYTE_ROWS,
             Operand::Coarse(..) => COARSE_ROWS,
         }
     }
@@ -43,7 +39,6 @@ impl Operand {
         match self {
             Operand::Floats(_) => k,
             Operand::Pairs(..) => pair_width(k),
-            Operand::Bytes(..) => packed_width(k),
             Operand::Coarse(..) => RowParts::width(k),
         }
     }
@@ -66,7 +61,6 @@ impl Operand {
                     }
                 }
                 Operand::Pairs(path, _) => path.run_rounding(RoundPairs { x, to, rows, row: r }),
-                Operand::Bytes(path, _) => path.run(Round { x, to, rows, row: r }),
                 Operand::Coarse(path, _) => path.run(RoundRow { x, to, rows, row: r }),
             }
         }
@@ -118,12 +112,11 @@ impl PackedRows<'_> {
         let to = To { out, stride };
         // SAFETY: the caller's promise.
         unsafe {
-            match (self.operand, weight.strips(), weight.coarse()) {
-                (Operand::Bytes(path, vnni), Some(strips), _) => self.bytes(path, vnni, strips, panels, to),
-                (Operand::Coarse(_, vnni), _, Some(coarse)) => self.coarse(vnni, coarse, panels, to),
-                (Operand::Pairs(path, pairs), ..) => self.pairs(path, pairs, weight, panels, to),
-                (Operand::Floats(path), ..) => self.floats(path, weight, panels, to),
-                (Operand::Bytes(..) | Operand::Coarse(..), ..) => unreachable!("rows are packed for their matrix"),
+            match (self.operand, weight.coarse()) {
+                (Operand::Coarse(_, vnni), Some(coarse)) => self.coarse(vnni, coarse, panels, to),
+                (Operand::Pairs(path, pairs), _) => self.pairs(path, pairs, weight, panels, to),
+                (Operand::Floats(path), _) => self.floats(path, weight, panels, to),
+                (Operand::Coarse(..), None) => unreachable!("rows are packed for their matrix"),
             }
         }
     }
@@ -209,51 +202,8 @@ impl PackedRows<'_> {
         }
     }
 
-    /// # Safety
-    /// As for [`PackedRows::times`].
-    unsafe fn bytes(&self, path: Checked, vnni: Vnni, strips: &Strips, panels: Range<usize>, to: To) {
-        let (group, width) = (strips.group(), packed_width(self.k));
-        let mut w = Scratch::take(DEPTH / 4 * PANEL);
-        let mut w_scales = Scratch::take(DEPTH / 16 * PANEL);
-        let mut w_minima = Scratch::take(DEPTH / 16 * PANEL);
-        let mut next = self.pieces(panels.clone()).skip(1);
-        for (depth, panel) in self.pieces(panels.clone()) {
-            path.run(strips.units(panel, depth.start, depth.len(), (&mut w, &mut w_scales, &mut w_minima)));
-            if let Some((depth, panel)) = next.next() {
-                strips.prefetch(panel, depth);
-            }
-            for index in 0..self.rows.div_ceil(BYTE_ROWS) {
-                let block = row_block(self.rows, BYTE_ROWS, index);
-                let rows = block.len();
-                let x = &self.data[block.start * width..block.end * width];
-                let (scales, sums16, sums32) = parts(self.k, rows);
-                let sums = if group == 16 { sums16 } else { sums32 };
-                let step = depth.start / (4 * WORDS);
-                // SAFETY: a packed block holds every part for all of k; the pieces of w are as long as `units`
-                // wrote them; C is the caller's promise.
-                unsafe {
-                    vnni.tile(&ByteTile {
-                        rows,
-                        inputs: depth.len(),
-                        group,
-                        offset: strips.offset(),
-                        x: x[step * rows * WORDS..].as_ptr().cast(),
-                        x_scales: x[scales + step * rows..].as_ptr(),
-                        x_sums: x[sums + depth.start / group * rows..].as_ptr().cast(),
-                        w: w.as_ptr().cast(),
-                        w_scales: w_scales.as_ptr(),
-                        w_minima: strips.has_minima().then(|| w_minima.as_ptr()),
-                        c: to.at(block.start, panel - panels.start),
-                        c_stride: to.stride,
-                        add: depth.start > 0,
-                    });
-                }
-            }
-        }
-    }
-
-    /// Panel by panel, so that the matrix is read straight through; the rows and a panel of sums stay in the second
-    /// cache level, 256 inputs of a panel in the first.
+    /// Panel by panel, so that the matrix is read straight through, 256 inputs after 256 inputs, block of rows after block
+    /// of rows. The rows and the sums of a panel stay in the second cache level, 256 inputs of a panel in the first.
     ///
     /// # Safety
     /// As for [`PackedRows::times`].
@@ -261,9 +211,11 @@ impl PackedRows<'_> {
         let (k, width) = (self.k, RowParts::width(self.k));
         let last = k.div_ceil(GROUP) - 1;
         let mut sums = Scratch::take(self.rows * PANEL);
+        let mut scratch = Scratch::take(GROUP / 4 * PANEL);
         for panel in panels.clone() {
             for group in 0..=last {
                 let inputs = group * GROUP..k.min((group + 1) * GROUP);
+                let words = coarse.read(Some(vnni), panel, inputs.clone(), &mut scratch);
                 if group < last {
                     coarse.prefetch(panel, inputs.end..k.min(inputs.end + GROUP));
                 } else if panel + 1 < panels.end {
@@ -277,10 +229,9 @@ impl PackedRows<'_> {
                     let own = sums[block.start * PANEL..block.end * PANEL].as_mut_ptr();
                     // SAFETY: a packed block holds every part for all of k; C is the caller's promise, or `own`.
                     unsafe {
-                        let (c, c_stride) = if group < last {
-                            (own, PANEL)
-                        } else {
-                            (to.at(block.start, panel - panels.start), to.stride)
+                        let (c, c_stride) = match group == last {
+                            true => (to.at(block.start, panel - panels.start), to.stride),
+                            false => (own, PANEL),
                         };
                         vnni.coarse(&CoarseTile {
                             rows,
@@ -288,7 +239,7 @@ impl PackedRows<'_> {
                             x: x[inputs.start / 4 * rows..].as_ptr().cast(),
                             x_scales: x[parts.scales + group * rows..].as_ptr(),
                             x_sums: x[parts.sums + group * rows..].as_ptr().cast(),
-                            w: coarse.words(panel, inputs.clone()).as_ptr(),
+                            w: words.as_ptr(),
                             w_scales: coarse.scales(panel, group).as_ptr(),
                             b: if group > 0 { own } else { std::ptr::null() },
                             c,

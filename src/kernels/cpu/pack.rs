@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::{
     Cpu, blocks,
-    coarse::{Coarse, RoundColumn},
+    coarse::Coarse,
     layout::PANEL,
     memory::{Aligned, Shared},
     path::{Checked, Task},
@@ -29,20 +29,29 @@ pub enum Columns {
 /// What a matrix is packed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
-    /// Quantised numbers keep their size and their value: for what is large and little used, experts.
+    /// Quantised numbers keep their size, give or take a thirtieth: for what is large and little used, experts. They keep
+    /// their value as well, but in [`super::Precision::Bytes`], where the processor has the instructions for it: then
+    /// each is read as a byte on a scale per column and 256 inputs.
     Compact,
-    /// In [`super::Precision::Bytes`], where the processor has the instructions, quantised numbers are rounded to 8 bits
-    /// with one scale per column and 256 inputs, which is up to twice their size: for what every row meets.
+    /// As [`Packing::Compact`], but in [`super::Precision::Bytes`] quantised numbers are rounded to such bytes at load,
+    /// which is up to twice their size: for what every row meets.
     Fast,
 }
 
 /// A weight matrix `[outputs, inputs]`, packed once at load. Its numbers are exactly those of the source, unless
-/// [`Packing::Fast`] rounds them.
+/// [`Packing`] rounds them.
 pub struct PackedMatrix {
     outputs: usize,
     inputs: usize,
     columns: Columns,
     store: Store,
+}
+
+impl Packing {
+    /// The format whose size is to be kept, if any.
+    fn small(self, element: ElementType) -> Option<ElementType> {
+        (self == Packing::Compact).then_some(element)
+    }
 }
 
 /// What a matrix is made from and into.
@@ -181,8 +190,17 @@ impl PackedMatrix {
                 })?;
                 Store::Bf16(data)
             }
-            _ if packing == Packing::Fast && cpu.packs_bytes() => {
-                Store::Coarse(PackedMatrix::coarsen(cpu, panels, inputs, element, rows)?)
+            _ if cpu.packs_bytes() => {
+                blocks::row_bytes(element, inputs)?;
+                let path = cpu.checked();
+                Store::Coarse(Coarse::new(cpu, (panels, inputs), packing.small(element), |index, panel| {
+                    let mut numbers = vec![0.0; inputs];
+                    for lane in 0..PANEL {
+                        let Some(row) = rows(index * PANEL + lane) else { continue };
+                        let written = panel.write(path, (element, row), lane, &mut numbers);
+                        written.expect("row lengths were checked");
+                    }
+                })?)
             }
             _ => {
                 blocks::row_bytes(element, inputs)?;
@@ -210,40 +228,9 @@ impl PackedMatrix {
         Ok(PackedMatrix { outputs, inputs, columns, store })
     }
 
-    /// Rounds quantised blocks to bytes with coarse scales.
-    fn coarsen<'a>(
-        cpu: &Cpu,
-        panels: usize,
-        inputs: usize,
-        element: ElementType,
-        rows: &(dyn Fn(usize) -> Option<&'a [u8]> + Sync),
-    ) -> Result<Coarse, KernelError> {
-        let mut coarse = Coarse::zeroed(panels, inputs);
-        let (words, scales) = coarse.panel_lengths();
-        let (to_words, to_scales) = coarse.panels_mut();
-        let path = cpu.checked();
-        cpu.pool().run(panels, |panel| {
-            // SAFETY: each panel is written by one call.
-            let (words, scales) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(to_words.get().add(panel * words), words),
-                    std::slice::from_raw_parts_mut(to_scales.get().add(panel * scales), scales),
-                )
-            };
-            let mut column = vec![0.0; inputs];
-            for lane in 0..PANEL {
-                let Some(bytes) = rows(panel * PANEL + lane) else { continue };
-                blocks::dequantise(element, bytes, &mut column).expect("row lengths were checked");
-                path.run(RoundColumn { column: &column, lane, words, scales });
-            }
-        })?;
-        Ok(coarse)
-    }
-
-    /// Bytes that a quantised matrix of so many outputs and inputs holds once it is rounded to bytes by
-    /// [`Packing::Fast`].
-    pub fn fast_bytes(outputs: usize, inputs: usize, columns: Columns) -> usize {
-        Coarse::bytes_of(columns.panels(outputs), inputs)
+    /// Bytes that a quantised matrix of so many outputs and inputs holds in [`super::Precision::Bytes`].
+    pub fn coarse_bytes(element: ElementType, outputs: usize, inputs: usize, packing: Packing) -> usize {
+        Coarse::bytes_of(Columns::Plain.panels(outputs), inputs, packing.small(element))
     }
 
     /// Numbers in a row of the product.

@@ -68,7 +68,6 @@ impl Cpu {
         let path = self.checked();
         match (weight.kind(), self.engines.bytes, self.engines.pairs) {
             (Kind::Coarse, Some(vnni), _) => Operand::Coarse(path, vnni),
-            (Kind::Blocks, Some(vnni), _) => Operand::Bytes(path, vnni),
             (Kind::Coarse | Kind::Blocks | Kind::Bf16, _, Some(pairs)) => Operand::Pairs(path, pairs),
             _ => Operand::Floats(path),
         }

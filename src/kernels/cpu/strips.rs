@@ -9,7 +9,7 @@
 mod decode;
 mod parts;
 
-use parts::Parts;
+pub(super) use parts::Parts;
 
 use super::{
     layout::{PANEL, STRIP},
@@ -25,11 +25,11 @@ const SUPERS: usize = 2 * PANEL;
 
 /// How one number format is laid out in a strip.
 #[derive(Debug, Clone, Copy)]
-struct Form {
+pub(super) struct Form {
     /// 4, 5, 6 or 8; formats with fewer take 4.
-    bits: usize,
+    pub bits: usize,
     /// Inputs that share a scale: 32 or 16.
-    group: usize,
+    pub group: usize,
     offset: f32,
     scale: Scale,
     minimum: Minimum,
@@ -53,7 +53,8 @@ enum Minimum {
 }
 
 impl Form {
-    fn of(element: ElementType) -> Option<Form> {
+    /// `None` for formats without blocks.
+    pub(super) fn of(element: ElementType) -> Option<Form> {
         let (half, nested) = (Scale::Half, Scale::Nested);
         let form = |bits, group, offset, scale, minimum| Some(Form { bits, group, offset, scale, minimum });
         match element {
@@ -72,11 +73,12 @@ impl Form {
     }
 
     /// Bytes of a strip's numbers.
-    fn numbers(self) -> usize {
+    pub(super) fn numbers(self) -> usize {
         PANEL * STRIP * self.bits / 8
     }
 
-    fn groups(self) -> usize {
+    /// Groups of a strip.
+    pub(super) fn groups(self) -> usize {
         STRIP / self.group
     }
 
@@ -101,8 +103,34 @@ impl Form {
         (low, high)
     }
 
+    /// Number `i` of a strip's column.
+    pub(super) fn number(self, record: &[u8], lane: usize, i: usize) -> u8 {
+        let ((low, shift), (high, high_shift)) = self.place(lane, i);
+        match self.bits {
+            8 => record[low],
+            4 => (record[low] >> shift) & 15,
+            5 => (record[low] >> shift) & 15 | ((record[high] >> high_shift) & 1) << 4,
+            _ => (record[low] >> shift) & 15 | ((record[high] >> high_shift) & 3) << 4,
+        }
+    }
+
+    /// Scale and minimum of group `g` of a block: a number means `scale·q + minimum`.
+    pub(super) fn line(self, block: &Parts, g: usize) -> (f32, f32) {
+        let half = |bits: u16| half::f16::from_bits(bits).to_f32();
+        let scale = match self.scale {
+            Scale::Half => half(block.scale),
+            Scale::Nested => half(block.scale) * f32::from(block.scales[g]),
+        };
+        let minimum = match self.minimum {
+            Minimum::None => 0.0,
+            Minimum::Half => half(block.minimum),
+            Minimum::Nested => -half(block.minimum) * f32::from(block.minima[g]),
+        };
+        (scale, minimum - self.offset * scale)
+    }
+
     /// Puts the 32 numbers of a column into a strip's record, four at a time; see [`Form::place`].
-    fn store(self, q: &[u8], lane: usize, record: &mut [u8]) {
+    pub(super) fn store(self, q: &[u8], lane: usize, record: &mut [u8]) {
         const LOW: u32 = 0x0f0f_0f0f;
         let mut units = [0u32; STRIP / 4];
         for (unit, q) in units.iter_mut().zip(q.chunks_exact(4)) {
@@ -160,21 +188,6 @@ impl Strips {
         self.records.bytes() + self.supers.bytes()
     }
 
-    /// Inputs that share a scale.
-    pub(super) fn group(&self) -> usize {
-        self.form.group
-    }
-
-    /// What a stored number is above what it stands for; a power of two or zero.
-    pub(super) fn offset(&self) -> u32 {
-        self.form.offset as u32
-    }
-
-    /// Whether groups have minima besides scales.
-    pub(super) fn has_minima(&self) -> bool {
-        self.form.minimum != Minimum::None
-    }
-
     /// The parts that belong to `panel`, for writing: records and super-block scales.
     pub(super) fn panel_mut(&mut self) -> (Shared<u8>, Shared<u16>) {
         (Shared::new(&mut self.records), Shared::new(&mut self.supers))
@@ -230,13 +243,7 @@ impl Strips {
             let record = &self.records[(panel * self.strips + strip) * form.record()..][..form.record()];
             let tail = &record[form.numbers()..];
             for (i, y) in out.iter_mut().enumerate() {
-                let ((low, shift), (high, high_shift)) = form.place(lane, i);
-                let q = match form.bits {
-                    8 => record[low],
-                    4 => (record[low] >> shift) & 15,
-                    5 => (record[low] >> shift) & 15 | ((record[high] >> high_shift) & 1) << 4,
-                    _ => (record[low] >> shift) & 15 | ((record[high] >> high_shift) & 3) << 4,
-                };
+                let q = form.number(record, lane, i);
                 let pair = |at: usize| half(u16::from_le_bytes([tail[2 * at], tail[2 * at + 1]]));
                 let (scale, minimum) = match form.scale {
                     Scale::Half => (pair(lane), if form.minimum == Minimum::Half { pair(PANEL + lane) } else { 0.0 }),

@@ -1,6 +1,6 @@
-//! Strips put back together: as floats, as pairs of bf16, or as the units they are stored in with their scales.
+//! Strips put back together: as floats, or as pairs of bf16.
 
-use super::{Minimum, SUPERS, Scale, Strips};
+use super::{SUPERS, Scale, Strips};
 use crate::cpu::{
     layout::{PANEL, STRIP},
     memory::ask,
@@ -134,60 +134,6 @@ impl Piece<'_> {
     }
 }
 
-/// See [`Strips::units`].
-pub(in crate::cpu) struct Units<'a> {
-    strips: &'a Strips,
-    panel: usize,
-    from: usize,
-    length: usize,
-    /// Words, kept in a buffer of floats.
-    units: &'a mut [f32],
-    scales: &'a mut [f32],
-    minima: &'a mut [f32],
-}
-
-impl Task for Units<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        match self.strips.form.bits {
-            8 => self.all::<S, 8>(s),
-            6 => self.all::<S, 6>(s),
-            5 => self.all::<S, 5>(s),
-            _ => self.all::<S, 4>(s),
-        }
-    }
-}
-
-impl Units<'_> {
-    #[inline(always)]
-    fn all<S: Simd, const BITS: usize>(&mut self, s: S) {
-        let (strips, form) = (self.strips, self.strips.form);
-        for strip in self.from / STRIP..(self.from + self.length) / STRIP {
-            let here = strip - self.from / STRIP;
-            // SAFETY: the strip lies inside the matrix and its places inside the buffers; see `Strips::units`.
-            unsafe {
-                let record = strips.records.as_ptr().add((self.panel * strips.strips + strip) * form.record());
-                let supers = strips.supers.as_ptr().wrapping_add(strips.super_at(self.panel, strip));
-                for lane in (0..PANEL).step_by(S::LANES) {
-                    for g in 0..form.groups() {
-                        let (scale, minimum) = strips.scale(s, record, supers, g, lane);
-                        let at = (here * form.groups() + g) * PANEL + lane;
-                        s.store(self.scales.as_mut_ptr().add(at), scale);
-                        if form.minimum != Minimum::None {
-                            s.store(self.minima.as_mut_ptr().add(at), minimum);
-                        }
-                    }
-                    let units = self.units.as_mut_ptr().cast::<u32>().add(here * STRIP / 4 * PANEL + lane);
-                    for u in 0..STRIP / 4 {
-                        s.store_words(units.add(u * PANEL), unit::<S, BITS>(s, record, u, lane));
-                    }
-                }
-            }
-        }
-    }
-}
-
 impl Strips {
     /// Asks for inputs of a panel that will be read soon.
     pub(in crate::cpu) fn prefetch(&self, panel: usize, inputs: std::ops::Range<usize>) {
@@ -227,22 +173,5 @@ impl Strips {
     ) -> DecodePairs<'a> {
         assert!(out.len() >= length / 2 * PANEL);
         DecodePairs(self.piece(panel, from, length, out.as_mut_ptr()))
-    }
-
-    /// The task that puts the units of inputs `from .. from + length` together, `[length / 4, 32]`, and their scales
-    /// and, where the format has them, minima, `[length / group, 32]` each: a number means
-    /// `(q − offset)·scale + minimum`.
-    pub(in crate::cpu) fn units<'a>(
-        &'a self,
-        panel: usize,
-        from: usize,
-        length: usize,
-        out: (&'a mut [f32], &'a mut [f32], &'a mut [f32]),
-    ) -> Units<'a> {
-        let (units, scales, minima) = out;
-        let groups = length / self.form.group;
-        assert!(units.len() >= length / 4 * PANEL && scales.len() >= groups * PANEL && minima.len() >= groups * PANEL);
-        assert!(from / STRIP + length / STRIP <= self.strips);
-        Units { strips: self, panel, from, length, units, scales, minima }
     }
 }

@@ -4,7 +4,7 @@ use super::SUPER;
 use crate::{ElementType, cpu::blocks};
 
 /// One stored block taken apart.
-pub(super) struct Parts {
+pub(in crate::cpu) struct Parts {
     pub q: [u8; SUPER],
     pub scale: u16,
     pub minimum: u16,
@@ -13,7 +13,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn read(element: ElementType, b: &[u8]) -> Parts {
+    pub(in crate::cpu) fn read(element: ElementType, b: &[u8]) -> Parts {
         let pair = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
         let mut parts = Parts { q: [0; SUPER], scale: pair(0), minimum: 0, scales: [0; 16], minima: [0; 16] };
         match element {

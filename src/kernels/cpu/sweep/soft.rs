@@ -26,7 +26,7 @@ impl<'a> Soft<'a> {
         rows: usize,
     ) -> Soft<'a> {
         match (bytes, table.coarse()) {
-            (Some(vnni), Some(coarse)) => {
+            (Some(vnni), Some(coarse)) if coarse.is_stored() => {
                 Soft::Bytes(ByteSoft::new(path, vnni, coarse, table.outputs(), table.inputs(), rows))
             }
             _ => Soft::Wide(WideSoft::new(path, pairs, table, rows)),
