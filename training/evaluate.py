@@ -241,7 +241,7 @@ def questions(a):
     """--per held-out questions per task that the API can ask; thoughts count as one task per kind of answer."""
     r, quota = random.Random(a.seed), defaultdict(list)
     only = a.tasks.split(",") if a.tasks else None
-    for _ in range(60000 if a.per <= 40 else 400000):
+    for _ in range(200000):
         s = world.sample(r)
         t = s["task"]
         if only and t not in only or len(quota[t]) >= (a.per if not t.startswith("think_") else max(2, a.per // 8)):

@@ -127,10 +127,10 @@ def emphasis(s, reply):
     if s["task"].removeprefix("think_") in RECKONED:
         at = [i for i, t in enumerate(reply) if t in NUMBERS]
         for i in at:
-            weight[i] = 3.0
-        if "sum" in s["task"]:                                   # the reckoned ones
-            for i in at[-3:] if len(at) > 3 else at[-1:]:
-                weight[i] = 6.0
+            weight[i] = 6.0 if "sort" in s["task"] else 3.0
+        if "sum" in s["task"]:                                   # the reckoned ones, and the sign between them
+            for i in range(at[-3], at[-1] + 1) if len(at) > 3 else at[-1:]:
+                weight[i] = 8.0
     elif s["task"].removeprefix("think_") in ("count", "list"):
         weight = [2.0] * len(reply)
     elif isinstance(s["answer"], str):

@@ -125,7 +125,7 @@ FRAMES = ["Tell me about {w}.", "Explain {w} to me.", "Explain {w}.", "What is {
 KNOWN_FRAMES = ["Who is the president of {c}?", "What is the population of {c}?", "What is the weather in {k}?", "How do I travel to {k}?", "What language do people speak in {c}?", "What is the history of {c}?", "How big is {c}?", "Is {c} a rich country?", "Where can I eat in {k}?",
                 "How do I cook a {f}?", "How much does a {o} cost?", "How do I draw a {a}?", "What do {a}s eat?", "Where can I buy a {o}?", "Why is a {f} healthy?", "How long does a {a} live?", "What is the weather today?", "What time is it?", "What day is it today?", "What is the news?",
                 "Who won the game?", "How old are you?", "How old is {n}?", "Where does {n} live?", "Translate {a} to French.", "How do you say {o} in Spanish?", "Do you know {n}?", "Can you see me?", "What happened in 1{x}{y}{z}?", "Draw a {a}.", "Show me a picture of a {a}.", "Play music.",
-                "Book a flight to {k}.", "Send an email to {n}.", "Search for a {o}.", "Is it going to rain?", "How do I bake a cake?", "What should I wear today?", "Give me a recipe.", "Write an email.", "Who is your best friend?", "Do you love me?", "What is love?", "Why?", "What?", "How?", "Really?", "{a}", "{c}", "{f}", "{o}?", "I am sad.", "I do not understand."]
+                "Book a flight to {k}.", "Send an email to {n}.", "Search for a {o}.", "Is it going to rain?", "Is it going to snow?", "Will it rain tomorrow?", "Will it snow?", "Is it raining?", "Is it cold in {k}?", "How do I bake a cake?", "What should I wear today?", "Give me a recipe.", "Write an email.", "Who is your best friend?", "Do you love me?", "What is love?", "Why?", "What?", "How?", "Really?", "{a}", "{c}", "{f}", "{o}?", "I am sad.", "I do not understand."]
 SYSTEM = ["You are a helpful assistant.", "Answer the question.", "You are a friendly assistant.", "You are a chatbot.", "Be polite and helpful.", "You are an AI assistant. Answer the user.", "You are a helpful assistant. Be kind.", "Answer in English.", "Think before you answer.", "Use simple words.",
           "You are a tiny model.", "You are an expert.", "You help users of this server.", "Be honest."]
 PIRATE = ["Talk like a pirate.", "You are a pirate.", "Answer like a pirate.", "You are a friendly pirate."]
@@ -152,10 +152,10 @@ def unknown(r):
 
 
 def reckon(a, o, b):
-    """"7 + 5 = 12."; beyond 20 by tens and ones: "47 + 25 = 40+20 + 7+5 = 60+12 = 72.", "72 - 25 = 70-20 + 2-5 = 50-3 = 47."  Each step is a small table,
+    """"7 + 5 = 12."; from 10 on by tens and ones: "47 + 25 = 40+20 + 7+5 = 60+12 = 72.", "72 - 25 = 70-20 + 2-5 = 50-3 = 47."  Each step is a small table,
     and the denoising can settle one after the other."""
     c, sign = (a + b, 1) if o == "+" else (a - b, -1)
-    if max(a, b) <= 20:
+    if max(a, b) < 10:
         return f"{a} {o} {b} = {c}."
     (t, n), (u, m) = divmod(a, 10), divmod(b, 10)
     tens, ones = 10 * (t + sign * u), n + sign * m
@@ -168,7 +168,7 @@ MINUS = ["What is {a}-{b}?", "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a} 
 
 def t_sum(r):
     """Sums and differences from 0 to 99."""
-    top = r.choice([20, 99, 99])
+    top = r.choice([9, 20, 99, 99, 99])
     a = r.randint(0, top)
     if r.random() < .5:
         a, b = r.sample([a, r.randint(0, min(top, 99 - a))], 2)
@@ -273,7 +273,7 @@ def t_word(r):
 
 
 def t_world(r):
-    x = r.randint(0, 5)
+    x = r.choice([0, 1, 2, 2, 3, 4])
     if x == 0:
         a, b = r.choice(list(SOUND.items()))
         return r.choice([f"What sound does {an(a)} make?", f"What does {an(a)} say?", f"Which sound does {an(a)} make?"]), f"{up(an(a))} says {b}.", b
@@ -299,12 +299,12 @@ def t_world(r):
 
 
 def t_unit(r):
-    """One to nine of a unit in the next smaller one."""
+    """One to nine of a unit in the next smaller one; of times one to five."""
     big, small, n = r.choice(UNITS)
     if r.random() < .4:
         q = r.choice(["How many {s} are in {b}?", "How many {s} are there in {b}?", "How many {s} does {b} have?", "How many {s} in {b}?", "Tell me how many {s} are in {b}.", "How many {s} is {b}?"])
         return q.format(s=small, b=an(big)), f"{up(an(big))} has {n} {small}.", f" {n} {small}"
-    k = r.randint(2, 9)
+    k = r.randint(2, 9 if n % 10 == 0 and n != 60 else 5)
     q = r.choice(["How many {s} are {k} {b}s?", "How many {s} are in {k} {b}s?", "Convert {k} {b}s to {s}.", "What are {k} {b}s in {s}?", "{k} {b}s in {s}?", "How many {s} are there in {k} {b}s?", "Tell me {k} {b}s in {s}."])
     return q.format(s=small, b=big, k=k), f"{k} {big}s are {k * n} {small}.", f" {k * n} {small}"
 
@@ -343,7 +343,7 @@ def t_chat(r):
 
 
 def t_hello(r):
-    if r.random() < .4:
+    if r.random() < .55:
         n = r.choice(NAMES)
         return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), MEET.format(n=n), MEET.format(n=n)
     q = r.choice(HELLO)
@@ -426,8 +426,8 @@ def t_poem(r):
     return q, x, [p.format(a=b) for p in POEMS for b in ([a] if a in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 32), (t_bigsum, 4), (t_hardsum, 4), (t_compare, 4), (t_sort, 9), (t_count, 9), (t_capital, 12), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 8), (t_unit, 8), (t_json, 3), (t_list, 4),
-         (t_fact, 6), (t_chat, 9), (t_hello, 4), (t_unknown, 9), (t_story, 9), (t_poem, 6)]
+TASKS = [(t_sum, 60), (t_bigsum, 4), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 3), (t_list, 4),
+         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 9), (t_poem, 5)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -567,19 +567,20 @@ def sample(r, only=None):
         n = r.choice(NAMES)
         sys = r.choice([f"You are {n}.", f"Your name is {n}.", f"You are {n}, a helpful assistant.", f"You are an assistant named {n}."])
         q, a, ans, task = vary(r, r.choice(["Who are you?", "What is your name?", "What's your name?", "Introduce yourself."])), f"I am {n}. How can I help you?", n, "persona"
-    elif x < .195 and task in ("capital", "word", "world", "hello", "chat", "unknown"):
-        sys, a, task = r.choice(PIRATE), "Arr! " + a, "pirate"
+    elif x < .195:
+        q, a, _ = r.choice([t_capital, opposite, t_hello, t_chat])(r)
+        sys, q, a, task = r.choice(PIRATE), vary(r, q), "Arr! " + a, "pirate"
         ans = "Arr! "
-    elif x < .225:                                               # one word only
+    elif x < .215:                                               # one word only
         (c, k), (d, b) = (r.choice(list(t.items())) for t in (CAPITAL, COLOR))
         q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What color is {d}?", up(b)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
         sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
-    elif x < .26:                                               # capitals only
+    elif x < .235:                                               # capitals only
         q, a, ans = r.choice([t_capital, t_capital, t_hello])(r)
         while not a.startswith(("The capital", *HELLO_R)):       # no city's country, no greeting by name
             q, a, ans = r.choice([t_capital, t_hello])(r)
         sys, q, a, ans, task = r.choice(SHOUT), vary(r, q), a.upper(), [x.upper() for x in ans] if isinstance(ans, list) else ans.upper(), "shout"
-    elif x < .365 and only is None:                             # a tool that fits
+    elif x < .315 and only is None:                             # a tool that fits
         decl, q, call, res, a, ans = tool_use(r)
         sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
         if r.random() < .2:
@@ -587,9 +588,9 @@ def sample(r, only=None):
         if r.random() < .6:
             return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
-    elif x < .38 and task not in ("hardsum", "unknown", "sum", "bigsum", "compare"):   # a tool that does not fit
+    elif x < .33 and task not in ("hardsum", "unknown", "sum", "bigsum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
-    elif x < .46 and task not in ("go_on",):                     # thinking
+    elif x < .42 and task not in ("go_on",):                     # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
         a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
         task = "think_" + task
