@@ -13,13 +13,13 @@ fn cpu(threads: usize) -> Option<Cpu> {
     rounding(threads).into_iter().find(Cpu::packs_bytes)
 }
 
-/// A table of bytes. Its tokens have a direction in common, as real ones do; in column 0 all of them are 1, and 2 or −2
-/// in the first of every 64, so that all have the same scale.
-fn table(cpu: &Cpu, numbers: &mut Numbers) -> PackedMatrix {
+/// A table of bytes, whose tokens have `share` of a direction in common, as real ones do. In column 0 all of them are 1,
+/// and 2 or −2 in the first of every other 64, so that all have the same scale.
+fn table(cpu: &Cpu, share: f32, numbers: &mut Numbers) -> PackedMatrix {
     let common = numbers.vector(WIDTH);
     let mut bytes = Vec::new();
     for _ in 0..VOCABULARY {
-        let mut row: Vec<f32> = numbers.vector(WIDTH).iter().zip(&common).map(|(own, all)| own + 0.4 * all).collect();
+        let mut row: Vec<f32> = numbers.vector(WIDTH).iter().zip(&common).map(|(own, all)| own + share * all).collect();
         row.iter_mut().step_by(64).for_each(|x| *x = x.signum() * 2.0);
         row[0] = 1.0;
         row[1] = 2.0;
@@ -90,8 +90,16 @@ fn biases(distributions: &[(&'static str, Vec<f32>, f64)]) -> Vec<Vec<(u32, f32)
 #[test]
 fn bytes_keep_every_kind_of_distribution() {
     let Some(cpu) = cpu(2) else { return };
+    // Without a direction in common, sums over many tokens are small, and errors large beside them.
+    for (share, more) in [(0.4, 1.0), (0.0, 4.0)] {
+        println!("share {share}");
+        keep_every_kind_of_distribution(&cpu, share, more);
+    }
+}
+
+fn keep_every_kind_of_distribution(cpu: &Cpu, share: f32, more: f64) {
     let mut numbers = Numbers::new(61);
-    let table = table(&cpu, &mut numbers);
+    let table = table(cpu, share, &mut numbers);
     let mut stored = vec![0.0; VOCABULARY * WIDTH];
     stored.chunks_mut(WIDTH).enumerate().for_each(|(token, row)| table.row(token, row).unwrap());
     let all = distributions(&mut numbers);
@@ -99,7 +107,7 @@ fn bytes_keep_every_kind_of_distribution() {
     let temperature = 0.8;
     let scaled: Vec<Vec<(u32, f32)>> =
         biases.iter().map(|bias| bias.iter().map(|(token, z)| (*token, z * temperature)).collect()).collect();
-    let soft = sweep(&cpu, &table, &vec![0.0; 2 * all.len() * WIDTH], &scaled, temperature);
+    let soft = sweep(cpu, &table, &vec![0.0; 2 * all.len() * WIDTH], &scaled, temperature);
     for ((name, z, most), soft) in all.iter().zip(soft.chunks(2 * WIDTH)) {
         same_bits(&soft[..WIDTH], &soft[WIDTH..]);
         let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -130,7 +138,7 @@ fn bytes_keep_every_kind_of_distribution() {
             100.0 * error,
             100.0 * (f64::from(soft[0]) / wanted[0] - 1.0)
         );
-        assert!(error <= *most, "{name}: {error}");
+        assert!(error <= most * more, "{name}: {error}");
         // What all tokens have in common shows whether mass was lost.
         assert!((f64::from(soft[0]) / wanted[0] - 1.0).abs() < 2e-5, "{name}: {} of {}", soft[0], wanted[0]);
     }
@@ -140,7 +148,7 @@ fn bytes_keep_every_kind_of_distribution() {
 fn bytes_do_not_depend_on_their_company_or_the_threads() {
     let Some(cpu_of_one) = cpu(1) else { return };
     let mut numbers = Numbers::new(62);
-    let table = table(&cpu_of_one, &mut numbers);
+    let table = table(&cpu_of_one, 0.4, &mut numbers);
     let biases = biases(&distributions(&mut numbers));
     let hidden: Vec<f32> = numbers.vector(2 * biases.len() * WIDTH).iter().map(|x| x * 0.05).collect();
     let all = sweep(&cpu_of_one, &table, &hidden, &biases, 0.9);
@@ -207,7 +215,7 @@ fn bytes_agree_with_a_sweep_in_floats() {
 fn a_damaged_row_is_spoiled_alone_in_bytes() {
     let Some(cpu) = cpu(2) else { return };
     let mut numbers = Numbers::new(64);
-    let table = table(&cpu, &mut numbers);
+    let table = table(&cpu, 0.4, &mut numbers);
     let biases = &biases(&distributions(&mut numbers))[..4];
     let mut hidden: Vec<f32> = numbers.vector(8 * WIDTH).iter().map(|x| x * 0.05).collect();
     let good = sweep(&cpu, &table, &hidden, biases, 0.9);
@@ -221,7 +229,7 @@ fn a_damaged_row_is_spoiled_alone_in_bytes() {
 #[test]
 fn the_tables_here_have_one_scale() {
     let Some(cpu) = cpu(1) else { return };
-    let table = table(&cpu, &mut Numbers::new(61));
+    let table = table(&cpu, 0.4, &mut Numbers::new(61));
     let coarse = table.coarse().unwrap();
     let scales: Vec<f32> = (0..VOCABULARY)
         .flat_map(|token| [0, 1].map(|group| coarse.scales(token / PANEL, group)[token % PANEL]))
