@@ -21,8 +21,8 @@ pub enum Precision {
     /// has the instructions; as they are elsewhere. Each is off by at most 2⁻⁸ of
     /// itself.
     Bf16,
-    /// Activations rounded to 8 bits where the matrix is quantised and the processor has the instructions; as with
-    /// [`Precision::Bf16`] elsewhere, which includes attention and soft embeddings.
+    /// Activations rounded to 8 bits where the matrix is quantised and the processor has the instructions, and so the
+    /// probabilities of a soft embedding; as with [`Precision::Bf16`] elsewhere, which includes attention.
     Bytes,
 }
 
