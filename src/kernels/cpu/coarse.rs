@@ -14,16 +14,17 @@ mod tile;
 
 use std::ops::Range;
 
-use steps::Steps;
+use steps::{Lines, Steps};
 pub(super) use tile::{COARSE_ROWS, CoarseTile, RoundRow, RowParts};
 
 use super::{
-    Cpu, blocks,
+    Cpu,
     bytes::Vnni,
     layout::{PANEL, STRIP, WORDS},
     memory::{Aligned, Shared, ask},
     path::{Checked, Task},
     simd::Simd,
+    strips::Form,
 };
 use crate::{ElementType, KernelError};
 
@@ -221,45 +222,40 @@ impl Coarse {
 }
 
 impl Panel<'_> {
-    /// Writes one column's stored row; `numbers` has room for all of it.
-    pub(super) fn write(
-        &mut self,
-        path: Checked,
-        (element, row): (ElementType, &[u8]),
-        lane: usize,
-        numbers: &mut [f32],
-    ) -> Result<(), KernelError> {
-        match &mut self.numbers {
-            PanelNumbers::Words(words) => {
-                blocks::dequantise(element, row, numbers)?;
-                path.run(RoundColumn { column: numbers, lane, words, scales: self.scales });
-            }
-            PanelNumbers::Steps(steps, records) => steps.write(element, row, lane, records, self.scales),
-        }
-        Ok(())
+    /// Writes one column's stored row.
+    pub(super) fn write(&mut self, path: Checked, element: ElementType, row: &[u8], lane: usize) {
+        let form = Form::of(element).expect("only block formats come here");
+        path.run(Write { panel: self, form, element, row, lane });
     }
 }
 
-/// Rounds one column into its panel.
-struct RoundColumn<'a> {
-    column: &'a [f32],
+/// Writes one column into its panel.
+struct Write<'a, 'b> {
+    panel: &'a mut Panel<'b>,
+    form: Form,
+    element: ElementType,
+    row: &'a [u8],
     lane: usize,
-    words: &'a mut [u32],
-    scales: &'a mut [f32],
 }
 
-impl Task for RoundColumn<'_> {
+impl Task for Write<'_, '_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let RoundColumn { column, lane, words, scales } = self;
-        for (group, column) in column.chunks(GROUP).enumerate() {
-            let mut bytes = [0i8; GROUP];
-            scales[group * PANEL + lane] = tile::round(s, column, &mut bytes).0;
-            for (j, four) in bytes[..column.len()].chunks(4).enumerate() {
-                let mut word = [0x80; 4];
-                word.iter_mut().zip(four).for_each(|(to, from)| *to = *from as u8 ^ 0x80);
-                words[(group * GROUP / 4 + j) * PANEL + lane] = u32::from_le_bytes(word);
+        let Write { panel: Panel { numbers, scales }, form, element, row, lane } = self;
+        let words = match numbers {
+            PanelNumbers::Words(words) => words,
+            PanelNumbers::Steps(steps, records) => return steps.write(element, row, lane, records, scales),
+        };
+        let (length, size) = element.block();
+        for (group, blocks) in row.chunks(GROUP / length * size).enumerate() {
+            let (mut values, mut bytes) = ([0.0; GROUP], [0i8; GROUP]);
+            Lines::read(element, form, blocks).values(&mut values);
+            scales[group * PANEL + lane] = tile::round(s, &values, &mut bytes).0;
+            let count = blocks.len() / size * length;
+            let words = words[group * GROUP / 4 * PANEL..].chunks_exact_mut(PANEL);
+            for (words, four) in words.zip(bytes[..count].as_chunks::<4>().0) {
+                words[lane] = u32::from_le_bytes(four.map(|byte| byte as u8)) ^ 0x8080_8080;
             }
         }
     }

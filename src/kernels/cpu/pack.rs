@@ -194,11 +194,10 @@ impl PackedMatrix {
                 blocks::row_bytes(element, inputs)?;
                 let path = cpu.checked();
                 Store::Coarse(Coarse::new(cpu, (panels, inputs), packing.small(element), |index, panel| {
-                    let mut numbers = vec![0.0; inputs];
                     for lane in 0..PANEL {
-                        let Some(row) = rows(index * PANEL + lane) else { continue };
-                        let written = panel.write(path, (element, row), lane, &mut numbers);
-                        written.expect("row lengths were checked");
+                        if let Some(row) = rows(index * PANEL + lane) {
+                            panel.write(path, element, row, lane);
+                        }
                     }
                 })?)
             }

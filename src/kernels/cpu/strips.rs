@@ -114,22 +114,29 @@ impl Form {
         }
     }
 
-    /// Scale and minimum of group `g` of a block: a number means `scale·q + minimum`.
-    pub(super) fn line(self, block: &Parts, g: usize) -> (f32, f32) {
+    /// The halves of a block: scale and minimum.
+    pub(super) fn halves(self, block: &Parts) -> (f32, f32) {
         let half = |bits: u16| half::f16::from_bits(bits).to_f32();
+        (half(block.scale), if self.minimum == Minimum::None { 0.0 } else { half(block.minimum) })
+    }
+
+    /// Scale and minimum of group `g` of a block, given its halves: a number means `scale·q + minimum`.
+    #[inline(always)]
+    pub(super) fn line(self, block: &Parts, (scale, minimum): (f32, f32), g: usize) -> (f32, f32) {
         let scale = match self.scale {
-            Scale::Half => half(block.scale),
-            Scale::Nested => half(block.scale) * f32::from(block.scales[g]),
+            Scale::Half => scale,
+            Scale::Nested => scale * f32::from(block.scales[g]),
         };
         let minimum = match self.minimum {
             Minimum::None => 0.0,
-            Minimum::Half => half(block.minimum),
-            Minimum::Nested => -half(block.minimum) * f32::from(block.minima[g]),
+            Minimum::Half => minimum,
+            Minimum::Nested => -minimum * f32::from(block.minima[g]),
         };
         (scale, minimum - self.offset * scale)
     }
 
     /// Puts the 32 numbers of a column into a strip's record, four at a time; see [`Form::place`].
+    #[inline]
     pub(super) fn store(self, q: &[u8], lane: usize, record: &mut [u8]) {
         const LOW: u32 = 0x0f0f_0f0f;
         let mut units = [0u32; STRIP / 4];

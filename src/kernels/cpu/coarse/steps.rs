@@ -22,42 +22,86 @@ use crate::ElementType;
 /// How the numbers of a matrix of steps are encoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Steps {
-    form: Form,
+    pub(super) form: Form,
     /// The largest number.
     most: u32,
 }
 
-/// Up to 256 numbers of a column: each group's are `scale·q + minimum`, the scale not negative.
-struct Lines {
+/// Up to 256 numbers of a column: each group's are `scale·q + minimum`.
+pub(super) struct Lines {
     q: [u8; GROUP],
     scales: [f32; GROUP / 16],
     minima: [f32; GROUP / 16],
+    /// Numbers of a group: 16 or 32.
+    group: usize,
+    /// How many there are.
+    count: usize,
 }
 
 impl Lines {
-    fn read(element: ElementType, steps: Steps, blocks: &[u8]) -> Lines {
-        let form = steps.form;
+    /// Takes a block of 256 apart, or up to eight of 32.
+    #[inline(always)]
+    pub(super) fn read(element: ElementType, form: Form, blocks: &[u8]) -> Lines {
         let (length, size) = element.block();
-        let mut lines = Lines { q: [0; GROUP], scales: [0.0; GROUP / 16], minima: [0.0; GROUP / 16] };
+        let mut lines = Lines {
+            q: [0; GROUP],
+            scales: [0.0; GROUP / 16],
+            minima: [0.0; GROUP / 16],
+            group: form.group,
+            count: blocks.len() / size * length,
+        };
         for (index, block) in blocks.chunks_exact(size).enumerate() {
             let parts = Parts::read(element, block);
-            lines.q[index * length..][..length].copy_from_slice(&parts.q[..length]);
+            if length == GROUP {
+                lines.q = parts.q;
+            } else if let (Some(to), Some(from)) =
+                (lines.q[index * STRIP..].first_chunk_mut::<STRIP>(), parts.q.first_chunk::<STRIP>())
+            {
+                *to = *from;
+            }
+            let halves = form.halves(&parts);
             for g in 0..length / form.group {
                 let at = index * length / form.group + g;
-                (lines.scales[at], lines.minima[at]) = form.line(&parts, g);
-            }
-        }
-        let most = steps.most as u8;
-        for (g, q) in lines.q.chunks_exact_mut(form.group).enumerate() {
-            let scale = lines.scales[g];
-            if scale < 0.0 {
-                // The other way round.
-                q.iter_mut().for_each(|q| *q = most - *q);
-                lines.minima[g] += scale * f32::from(most);
-                lines.scales[g] = -scale;
+                (lines.scales[at], lines.minima[at]) = form.line(&parts, halves, g);
             }
         }
         lines
+    }
+
+    /// All numbers.
+    #[inline(always)]
+    pub(super) fn values(&self, out: &mut [f32; GROUP]) {
+        for (s, (out, q)) in out.as_chunks_mut::<16>().0.iter_mut().zip(self.q.as_chunks::<16>().0).enumerate() {
+            let g = s * 16 / self.group;
+            for (y, &q) in out.iter_mut().zip(q) {
+                *y = self.scales[g] * f32::from(q) + self.minima[g];
+            }
+        }
+    }
+
+    /// Makes scales positive: numbers from 0 to `most` under a negative one are put the other way round.
+    #[inline(always)]
+    fn turn(&mut self, most: u8) {
+        for g in 0..self.count / self.group {
+            let scale = self.scales[g];
+            if scale < 0.0 {
+                self.q[g * self.group..][..self.group].iter_mut().for_each(|q| *q = most - *q);
+                self.minima[g] += scale * f32::from(most);
+                self.scales[g] = -scale;
+            }
+        }
+    }
+
+    /// The farthest from zero that a line reaches; not a number where one of them is damaged.
+    #[inline(always)]
+    fn reach(&self, most: f32) -> f32 {
+        let (mut reach, mut damage) = (0f32, 0.0);
+        for (scale, minimum) in self.scales.iter().zip(&self.minima) {
+            let end = minimum + scale * most;
+            reach = reach.max(end.abs()).max(minimum.abs());
+            damage += end * 0.0;
+        }
+        reach + damage
     }
 }
 
@@ -84,23 +128,28 @@ impl Steps {
     }
 
     /// Writes one column's stored row into its panel: records, and scales per 256 inputs.
+    #[inline(always)]
     pub(super) fn write(self, element: ElementType, row: &[u8], lane: usize, records: &mut [u8], scales: &mut [f32]) {
         let (length, size) = element.block();
         for (group, blocks) in row.chunks(GROUP / length * size).enumerate() {
-            let numbers = blocks.len() / size * length;
-            let lines = Lines::read(element, self, blocks);
-            let unit = self.unit(&lines, numbers);
+            let mut lines = Lines::read(element, self.form, blocks);
+            lines.turn(self.most as u8);
+            let unit = lines.reach(self.most as f32) / 127.0;
             scales[group * PANEL + lane] = unit;
-            for s in 0..numbers / STRIP {
-                let record = &mut records[(group * (GROUP / STRIP) + s) * self.record()..][..self.record()];
-                let mut q = [0; STRIP];
-                q.copy_from_slice(&lines.q[s * STRIP..][..STRIP]);
-                for (g, q) in q.chunks_exact(self.form.group).enumerate() {
-                    let at = s * self.form.groups() + g;
-                    let (step, start) = self.line(q, lines.scales[at], lines.minima[at], unit);
-                    let tail = &mut record[self.form.numbers()..];
-                    tail[g * PANEL + lane] = step;
-                    tail[(self.form.groups() + g) * PANEL + lane] = start;
+            let inverse = if unit > 1e-30 { 1.0 / unit } else { 0.0 };
+            let records = &mut records[group * (GROUP / STRIP) * self.record()..];
+            let strips = records.chunks_exact_mut(self.record()).take(lines.count / STRIP);
+            for (s, record) in strips.enumerate() {
+                let mut q = *lines.q[s * STRIP..].first_chunk::<STRIP>().expect("256 are a whole number of strips");
+                let (_, tail) = record.split_at_mut(self.form.numbers());
+                // Lengths that the compiler knows.
+                if self.form.group == STRIP {
+                    (tail[lane], tail[PANEL + lane]) = self.line(&q, lines.scales[s], lines.minima[s], inverse);
+                } else {
+                    for (g, q) in q.as_chunks::<16>().0.iter().enumerate() {
+                        let (step, start) = self.line(q, lines.scales[2 * s + g], lines.minima[2 * s + g], inverse);
+                        (tail[g * PANEL + lane], tail[(2 + g) * PANEL + lane]) = (step, start);
+                    }
                 }
                 // Neighbours change places when they are read.
                 q.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.swap(0, 1));
@@ -109,31 +158,20 @@ impl Steps {
         }
     }
 
-    /// The coarse scale: a 127th of the farthest that a line reaches. Not a number where one of them is damaged.
-    fn unit(self, lines: &Lines, numbers: usize) -> f32 {
-        let groups = numbers / self.form.group;
-        let ends = lines.scales[..groups].iter().zip(&lines.minima[..groups]);
-        let mut most = 0f32;
-        for (scale, minimum) in ends {
-            let end = minimum + scale * self.most as f32;
-            most =
-                if end.is_finite() && minimum.is_finite() { most.max(end.abs()).max(minimum.abs()) } else { f32::NAN };
-            if most.is_nan() {
-                break;
-            }
-        }
-        most / 127.0
-    }
-
     /// Step and start of a group.
-    fn line(self, q: &[u8], scale: f32, minimum: f32, unit: f32) -> (u8, u8) {
-        let inverse = if unit > 1e-30 { 1.0 / unit } else { 0.0 };
-        let step = (scale * inverse * 256.0 / self.factor() as f32).round();
-        let step = (step as u32).min(65_535 / (self.factor() * self.most)).min(255);
-        let number = |q: u8| ((u32::from(q) * self.factor() * step) >> 8) as f32;
+    #[inline(always)]
+    fn line<const N: usize>(self, q: &[u8; N], scale: f32, minimum: f32, inverse: f32) -> (u8, u8) {
+        let step = (scale * inverse * 256.0 / self.factor() as f32 + 0.5) as u32;
+        let step = step.min(65_535 / (self.factor() * self.most)).min(255);
+        let by = self.factor() * step;
+        let (mut sum, mut numbers) = (0, 0);
+        for &q in q {
+            sum += u32::from(q);
+            numbers += (u32::from(q) * by) >> 8;
+        }
         // What is left between the numbers and the steps, on average.
-        let left: f32 = q.iter().map(|&q| (scale * f32::from(q) + minimum) * inverse - number(q)).sum();
-        (step as u8, (left / q.len() as f32 + OFFSET).round() as u8)
+        let left = (scale * inverse * sum as f32 - numbers as f32) / N as f32 + minimum * inverse;
+        (step as u8, (left + (OFFSET + 0.5)) as u8)
     }
 
     /// Byte `i` of a strip's column.

@@ -13,6 +13,7 @@ pub(in crate::cpu) struct Parts {
 }
 
 impl Parts {
+    #[inline(always)]
     pub(in crate::cpu) fn read(element: ElementType, b: &[u8]) -> Parts {
         let pair = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
         let mut parts = Parts { q: [0; SUPER], scale: pair(0), minimum: 0, scales: [0; 16], minima: [0; 16] };
@@ -83,6 +84,7 @@ impl Parts {
     }
 
     /// Nibbles of 32 numbers, the high bits of each from `high`.
+    #[inline(always)]
     fn legacy(&mut self, nibbles: &[u8], high: u32) {
         let (first, second) = self.q[..32].split_at_mut(16);
         for (l, byte) in nibbles[..16].iter().enumerate() {
