@@ -21,7 +21,7 @@ use super::{
     Cpu,
     bytes::Vnni,
     layout::{PANEL, STRIP, WORDS},
-    memory::{Aligned, Shared, ask},
+    memory::{Aligned, Shared},
     path::{Checked, Task},
     simd::Simd,
     strips::Form,
@@ -212,11 +212,15 @@ impl Coarse {
         DecodePairs(Decode { coarse: self, panel, from, length, out })
     }
 
-    /// Asks for inputs of a panel that will be read soon.
-    pub(super) fn prefetch(&self, panel: usize, inputs: Range<usize>) {
+    /// What is stored of inputs of a panel, to be asked for before it is read.
+    pub(super) fn lines(&self, panel: usize, inputs: Range<usize>) -> &[u8] {
         match &self.numbers {
-            Numbers::Words(_) => ask(self.words(panel, inputs)),
-            Numbers::Steps(..) => ask(self.records(panel, &inputs)),
+            Numbers::Words(_) => {
+                let words = self.words(panel, inputs);
+                // SAFETY: words are four bytes each.
+                unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 4 * words.len()) }
+            }
+            Numbers::Steps(..) => self.records(panel, &inputs),
         }
     }
 }

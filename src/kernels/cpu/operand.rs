@@ -6,7 +6,7 @@ use super::{
     bytes::Vnni,
     coarse::{COARSE_ROWS, Coarse, CoarseTile, GROUP, RoundRow, RowParts},
     layout::{DEPTH, PANEL, WORDS, row_block},
-    memory::Scratch,
+    memory::{Scratch, ask},
     pack::PackedMatrix,
     pairs::{PairTile, Pairs, RoundPairs, pair_width},
     path::Checked,
@@ -216,12 +216,18 @@ impl PackedRows<'_> {
             for group in 0..=last {
                 let inputs = group * GROUP..k.min((group + 1) * GROUP);
                 let words = coarse.read(Some(vnni), panel, inputs.clone(), &mut scratch);
-                if group < last {
-                    coarse.prefetch(panel, inputs.end..k.min(inputs.end + GROUP));
+                let next = if group < last {
+                    coarse.lines(panel, inputs.end..k.min(inputs.end + GROUP))
                 } else if panel + 1 < panels.end {
-                    coarse.prefetch(panel + 1, 0..k.min(GROUP));
-                }
-                for index in 0..self.rows.div_ceil(COARSE_ROWS) {
+                    coarse.lines(panel + 1, 0..k.min(GROUP))
+                } else {
+                    &[]
+                };
+                let blocks = self.rows.div_ceil(COARSE_ROWS);
+                // A share before each block, lest more be asked for at once than can be on its way.
+                let mut next = next.chunks(next.len().div_ceil(blocks).next_multiple_of(64).max(64));
+                for index in 0..blocks {
+                    ask(next.next().unwrap_or(&[]));
                     let block = row_block(self.rows, COARSE_ROWS, index);
                     let rows = block.len();
                     let x = &self.data[block.start * width..block.end * width];

@@ -236,24 +236,28 @@ unsafe fn strips_of<const BITS: usize, const GROUP: usize>(
                 };
                 let (mut steps, mut starts) = (_mm512_setzero_si512(), _mm512_setzero_si512());
                 let (mut low, mut high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                for u in 0..UNITS {
-                    if u % (GROUP / 4) == 0 {
-                        let g = u / (GROUP / 4);
-                        steps = _mm512_mullo_epi32(small(g), factor);
-                        starts = _mm512_mullo_epi32(small(STRIP / GROUP + g), _mm512_set1_epi32(0x0101_0101));
-                    }
-                    low = if u % 2 == 0 { plane(u / 2) } else { _mm512_srli_epi32::<4>(low) };
-                    // Rotated so that the bits of this unit come above its low four.
-                    high = match BITS {
-                        5 if u == 0 => _mm512_rol_epi32::<4>(plane(4)),
-                        5 => _mm512_ror_epi32::<1>(high),
-                        6 if u % 4 == 0 => _mm512_rol_epi32::<4>(plane(4 + u / 4)),
-                        6 => _mm512_ror_epi32::<2>(high),
-                        _ => high,
-                    };
-                    let bytes = _mm512_adds_epu8(scaled::<BITS>(low, high, steps), starts);
-                    _mm512_storeu_si512(to.add(u * PANEL).cast(), bytes);
+                // Written out, unit by unit: what each does is known then.
+                macro_rules! units {
+                    ($($u:literal)*) => { $(
+                        if $u % (GROUP / 4) == 0 {
+                            let g = $u / (GROUP / 4);
+                            steps = _mm512_mullo_epi32(small(g), factor);
+                            starts = _mm512_mullo_epi32(small(STRIP / GROUP + g), _mm512_set1_epi32(0x0101_0101));
+                        }
+                        low = if $u % 2 == 0 { plane($u / 2) } else { _mm512_srli_epi32::<4>(low) };
+                        // Rotated so that the bits of this unit come above its low four.
+                        high = match BITS {
+                            5 if $u == 0 => _mm512_rol_epi32::<4>(plane(4)),
+                            5 => _mm512_ror_epi32::<1>(high),
+                            6 if $u % 4 == 0 => _mm512_rol_epi32::<4>(plane(4 + $u / 4)),
+                            6 => _mm512_ror_epi32::<2>(high),
+                            _ => high,
+                        };
+                        let bytes = _mm512_adds_epu8(scaled::<BITS>(low, high, steps), starts);
+                        _mm512_storeu_si512(to.add($u * PANEL).cast(), bytes);
+                    )* };
                 }
+                units!(0 1 2 3 4 5 6 7);
             }
         }
     }
