@@ -79,7 +79,7 @@ enum Store {
     /// Quantised blocks.
     Strips(Strips),
     /// Quantised blocks rounded to bytes.
-    Coarse(Coarse),
+    Coarse(Box<Coarse>),
 }
 
 /// What a packed matrix holds, as far as the packing of rows must know.
@@ -193,13 +193,14 @@ impl PackedMatrix {
             _ if cpu.packs_bytes() => {
                 blocks::row_bytes(element, inputs)?;
                 let path = cpu.checked();
-                Store::Coarse(Coarse::new(cpu, (panels, inputs), packing.small(element), |index, panel| {
+                let coarse = Coarse::new(cpu, (panels, inputs), packing.small(element), |index, panel| {
                     for lane in 0..PANEL {
                         if let Some(row) = rows(index * PANEL + lane) {
                             panel.write(path, element, row, lane);
                         }
                     }
-                })?)
+                })?;
+                Store::Coarse(Box::new(coarse))
             }
             _ => {
                 blocks::row_bytes(element, inputs)?;
