@@ -238,13 +238,15 @@ def exact(s, text, formed):
 
 
 def questions(a):
-    """--per held-out questions per task that the API can ask; thoughts count as one task per kind of answer."""
+    """--per held-out questions per task that the API can ask, five times as many sums (their bar is the highest); thoughts count as one task per kind
+    of answer."""
     r, quota = random.Random(a.seed), defaultdict(list)
     only = a.tasks.split(",") if a.tasks else None
     for _ in range(200000):
         s = world.sample(r)
         t = s["task"]
-        if only and t not in only or len(quota[t]) >= (a.per if not t.startswith("think_") else max(2, a.per // 8)):
+        most = max(2, a.per // 8) if t.startswith("think_") else 5 * a.per if t == "sum" else a.per
+        if only and t not in only or len(quota[t]) >= most:
             continue
         if (world.held_out(s) or t in world.NOT_HELD_OUT) and as_request(s["messages"]):
             quota[t].append(s)

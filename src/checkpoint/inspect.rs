@@ -189,9 +189,14 @@ mod tests {
         }
         let demo = open(&Source::Demo).unwrap();
         let needs = demo.needs(&LoadOptions::default());
-        let text = Inspection::of(&demo, Some(needs.total(needs.context, 7))).to_string();
-        let reach = format!("one request of up to {0} positions, or 7 requests of {0}", needs.context);
-        assert!(text.contains(&reach), "{text}");
+        let (context, short) = (needs.context, needs.context.min(POSITIONS[0]));
+        for (free, reach) in [
+            (needs.total(context, 1), format!("one request of up to {context} positions, or ")),
+            (needs.total(short, 7), format!(", or 7 requests of {short}")),
+        ] {
+            let text = Inspection::of(&demo, Some(free)).to_string();
+            assert!(text.contains(&reach), "{text}");
+        }
     }
 
     #[test]

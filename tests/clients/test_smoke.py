@@ -42,7 +42,7 @@ def test_the_smoke_set(client, model, seed):
 def test_32_streams_at_once_equal_each_alone(server, model, report):
     questions = [
         [{"role": "user", "content": text}] for text in (
-            "Tell me a story about a fox and a lantern.", "Write a poem about a cat.", "List the days of the week.",
+            "Tell me a story about a fox and a lantern.", "Tell me a long story about an owl.", "Tell me a story.",
             "What is the capital of France?")
     ]
     work = [(questions[number % len(questions)], 100 + number) for number in range(32)]
