@@ -3,8 +3,9 @@
 use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
-use crate::kernels::cpu::{PackedMatrix, Packing};
-use crate::model::{Config, DeviceChoice, LayerKind, LoadOptions, WeightType, page_bytes, row_bytes, slot_bytes};
+use crate::model::{
+    Config, DeviceChoice, LayerKind, LoadOptions, WeightType, coarse_bytes, page_bytes, row_bytes, slot_bytes,
+};
 
 /// A tensor as a file holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,10 +220,7 @@ fn packed(stored: &Stored, dtype: Option<WeightType>, bytes: bool) -> u64 {
         (Some(WeightType::F32), ..) | (None, Some(ElementType::F16), _) => stored.numbers().saturating_mul(4),
         (Some(WeightType::Bf16), ..) => stored.numbers().saturating_mul(2),
         (None, Some(element), &[ref count @ .., outputs, inputs]) if bytes && element.block().0 > 1 => {
-            // A stack is one of experts.
-            let packing = if count.is_empty() { Packing::Fast } else { Packing::Compact };
-            let each = PackedMatrix::coarse_bytes(element, outputs, inputs, packing) as u64;
-            count.iter().fold(each, |all, &count| all.saturating_mul(count as u64))
+            coarse_bytes(element, count, outputs, inputs)
         }
         (None, ..) => stored.bytes,
     }

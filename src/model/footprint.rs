@@ -3,7 +3,8 @@
 
 use super::config::{Config, LayerKind};
 use super::options::DeviceChoice;
-use crate::kernels::cpu::{KvElement, KvPool};
+use crate::kernels::ElementType;
+use crate::kernels::cpu::{KvElement, KvPool, PackedMatrix, Packing};
 
 const F32: u64 = 4;
 
@@ -15,6 +16,14 @@ pub(super) const TWIN_TILE: usize = 4096;
 pub fn page_bytes(config: &Config, kind: LayerKind, element: KvElement) -> u64 {
     let attention = config.attention(kind);
     (KvPool::page_bytes(element, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
+}
+
+/// Bytes of a quantised matrix `[outputs, inputs]` where products are of bytes, or of a stack `[.., outputs, inputs]` of
+/// them, which is one of experts.
+pub fn coarse_bytes(element: ElementType, stack: &[usize], outputs: usize, inputs: usize) -> u64 {
+    let packing = if stack.is_empty() { Packing::Fast } else { Packing::Compact };
+    let each = PackedMatrix::coarse_bytes(element, outputs, inputs, packing) as u64;
+    stack.iter().fold(each, |all, &count| all.saturating_mul(count as u64))
 }
 
 /// Bytes of one canvas's soft embedding.
