@@ -19,8 +19,12 @@ pub fn page_bytes(config: &Config, kind: LayerKind, element: KvElement) -> u64 {
 }
 
 /// Bytes of a quantised matrix `[outputs, inputs]` where products are of bytes, or of a stack `[.., outputs, inputs]` of
-/// them, which is one of experts.
+/// them, which is one of experts. Nothing where a size is zero, whatever the others are: a file may say anything there.
+/// Of others the file's length bounds the product.
 pub fn coarse_bytes(element: ElementType, stack: &[usize], outputs: usize, inputs: usize) -> u64 {
+    if outputs == 0 || inputs == 0 || stack.contains(&0) {
+        return 0;
+    }
     let packing = if stack.is_empty() { Packing::Fast } else { Packing::Compact };
     let each = PackedMatrix::coarse_bytes(element, outputs, inputs, packing) as u64;
     stack.iter().fold(each, |all, &count| all.saturating_mul(count as u64))
@@ -48,4 +52,19 @@ pub(super) fn with_tile(config: &Config, tile: usize) -> u64 {
     let layer = (3 * wide).max(4 * config.intermediate + experts);
     let numbers = 8 * config.hidden + layer.max(4 * tile + 2 * config.hidden);
     numbers as u64 * F32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_any_width_takes_nothing() {
+        let huge = usize::MAX / 256 * 256;
+        for (stack, outputs, inputs) in [(&[][..], 0, huge), (&[], huge, 0), (&[0], huge, huge), (&[huge, 0], 1, huge)]
+        {
+            assert_eq!(coarse_bytes(ElementType::Q4K, stack, outputs, inputs), 0);
+        }
+        assert!(coarse_bytes(ElementType::Q4K, &[2], 1, 256) > 0);
+    }
 }
