@@ -3,7 +3,7 @@
 //! A blob is named by its etag, a snapshot is a folder named by its commit whose files point at blobs, and a ref holds the
 //! commit that a branch or tag stood for when it was last asked for.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// One repository's folder.
 #[derive(Debug, Clone)]
@@ -82,6 +82,13 @@ pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// Whether a file's name in a repository leads to a place inside the folder that it is joined to, on any system.
+pub(crate) fn stays_inside(file: &str) -> bool {
+    let plain = |part: &str| !matches!(part, "" | "." | "..");
+    let below = |part| matches!(part, Component::Normal(_));
+    file.split('/').all(plain) && !file.contains('\\') && Path::new(file).components().all(below)
+}
+
 /// The files of a snapshot by their names in the repository, one folder deep (where GGUF files of one type may lie).
 pub(crate) fn files(snapshot: &Path) -> Vec<String> {
     let mut names = Vec::new();
@@ -97,4 +104,19 @@ pub(crate) fn files(snapshot: &Path) -> Vec<String> {
     }
     names.sort();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_elsewhere_are_known() {
+        for inside in ["config.json", "BF16/m-00001.gguf", "..hidden", "a...b/c"] {
+            assert!(stays_inside(inside), "{inside}");
+        }
+        for outside in ["", "/etc/passwd", "..", "../x", "a/../../x", "a//b", "./x", "a/.", "a/", "..\\x"] {
+            assert!(!stays_inside(outside), "{outside}");
+        }
+    }
 }

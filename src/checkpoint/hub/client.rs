@@ -7,9 +7,9 @@ use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::super::error::CheckpointError;
+use super::super::error::{CheckpointError, shown};
 use super::super::source::HubName;
-use super::cache::is_commit;
+use super::cache::{is_commit, stays_inside};
 use super::{Hub, refused};
 
 /// A listing of thousands of files stays below this.
@@ -93,7 +93,12 @@ impl<'a> Client<'a> {
         if !is_commit(&answer.sha) {
             return Err(self.final_error("the hub's listing names no commit".to_owned()));
         }
-        Ok(Listing { commit: answer.sha, files: answer.siblings.into_iter().map(|file| file.rfilename).collect() })
+        let files: Vec<String> = answer.siblings.into_iter().map(|file| file.rfilename).collect();
+        if let Some(outside) = files.iter().find(|file| !stays_inside(file)) {
+            let why = format!("the hub's listing names {}, which leads out of the repository's folder", shown(outside));
+            return Err(self.final_error(format!("{why}; nothing was written: do not trust {}", self.hub.endpoint)));
+        }
+        Ok(Listing { commit: answer.sha, files })
     }
 
     /// A file's etag and size at a commit.

@@ -102,6 +102,18 @@ fn a_gguf_file_by_its_quantization_and_an_old_name() {
 }
 
 #[test]
+fn a_listing_cannot_write_outside_of_its_folder() {
+    for file in ["../../../outside.gguf", "/tmp/canvasd-outside.gguf", "a/./m.gguf", "..\\m.gguf"] {
+        let (server, folder) = (Server::start(&[(file, noise(9, 1))]), tempfile::tempdir().unwrap());
+        let hub = Hub { cache: folder.path().join("cache"), ..hub(&server, &folder) };
+        let error = hub.fetch(&name("own/er"), &quiet).unwrap_err().to_string();
+        assert!(error.contains("leads out of the repository's folder"), "{file}: {error}");
+        assert!(server.seen().iter().all(|seen| seen.path.starts_with("/api/")), "{file}: only listed");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{file}: nothing was written");
+    }
+}
+
+#[test]
 fn cut_connections_are_taken_up_where_they_broke() {
     let files = [("m.gguf", noise(LARGE, 4))];
     let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
