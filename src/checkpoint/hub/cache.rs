@@ -1,7 +1,8 @@
 //! The cache on disk: `models--owner--name/{blobs, refs, snapshots}`.
 //!
 //! A blob is named by its etag, a snapshot is a folder named by its commit whose files point at blobs, and a ref holds the
-//! commit that a branch or tag stood for when it was last asked for.
+//! commit that a branch or tag stood for when it was last asked for. What is ours alone lies beside them under names that
+//! begin with `.canvasd`.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -28,6 +29,17 @@ impl Repo {
         }
         let text = std::fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// The files that the repository's plain name stands for at a commit, as a fetch has found them in its whole listing.
+    pub(crate) fn meaning(&self, commit: &str) -> Option<Vec<String>> {
+        let text = std::fs::read_to_string(self.meanings().join(commit)).ok()?;
+        let files: Vec<String> = text.lines().map(str::to_owned).collect();
+        (!files.is_empty() && files.iter().all(|file| stays_inside(file))).then_some(files)
+    }
+
+    fn meanings(&self) -> PathBuf {
+        self.folder.join(".canvasd.files")
     }
 }
 
@@ -56,6 +68,12 @@ impl Repo {
         let path = self.folder.join("refs").join(revision);
         std::fs::create_dir_all(path.parent().unwrap_or(&self.folder))?;
         std::fs::write(path, commit)
+    }
+
+    /// Writes down the files that the repository's plain name stands for at a commit.
+    pub(crate) fn note_meaning(&self, commit: &str, files: &[String]) -> std::io::Result<()> {
+        std::fs::create_dir_all(self.meanings())?;
+        std::fs::write(self.meanings().join(commit), files.join("\n"))
     }
 
     /// Puts a blob into a snapshot under its file name: a link, or a copy where links are not to be had.
@@ -117,6 +135,19 @@ mod tests {
         }
         for outside in ["", "/etc/passwd", "..", "../x", "a/../../x", "a//b", "./x", "a/.", "a/", "..\\x"] {
             assert!(!stays_inside(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_meaning_is_read_back_and_a_spoilt_one_is_none() {
+        let cache = tempfile::tempdir().unwrap();
+        let repo = Repo::of(cache.path(), "own/er");
+        let commit = "0".repeat(40);
+        assert_eq!(repo.meaning(&commit), None);
+        std::fs::create_dir_all(repo.meanings()).unwrap();
+        for (text, files) in [("config.json\nBF16/m.gguf", Some(2)), ("", None), ("a\n../b", None)] {
+            std::fs::write(repo.meanings().join(&commit), text).unwrap();
+            assert_eq!(repo.meaning(&commit).map(|files| files.len()), files, "{text:?}");
         }
     }
 }

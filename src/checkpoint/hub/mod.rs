@@ -109,7 +109,8 @@ impl Hub {
         }
     }
 
-    /// The checkpoint as far as the cache has it whole; never uses the network.
+    /// The checkpoint as far as the cache has it whole; never uses the network. A name without a file is known once it has
+    /// been fetched; where the hub cannot be asked, it means what lies in the cache.
     ///
     /// # Errors
     /// Where the cache holds several files that the name could mean.
@@ -117,12 +118,26 @@ impl Hub {
         let repo = cache::Repo::of(&self.cache, &name.repo);
         let Some(commit) = repo.commit(&name.revision) else { return Ok(None) };
         let snapshot = repo.snapshot(&commit);
-        let files = cache::files(&snapshot);
-        match select::choose(name, &files) {
+        if name.file.is_none() {
+            // A snapshot may hold a part of the repository: one file that was asked for, or another tool's choice. What the
+            // whole of it offers is what a fetch has written down.
+            let fetched = repo.meaning(&commit).map(|files| select::Chosen { files });
+            match fetched.filter(|chosen| chosen.complete(&snapshot)) {
+                Some(chosen) => return Ok(Some(chosen.source(&snapshot))),
+                None if self.can_ask() => return Ok(None),
+                None => {}
+            }
+        }
+        match select::choose(name, &cache::files(&snapshot)) {
             Ok(chosen) if chosen.complete(&snapshot) => Ok(Some(chosen.source(&snapshot))),
             Ok(_) | Err(select::Choice::Nothing(_)) => Ok(None),
             Err(select::Choice::Several(why)) => Err(refused(name, why)),
         }
+    }
+
+    /// Whether the hub may, and can, be asked.
+    fn can_ask(&self) -> bool {
+        cfg!(feature = "hub") && !self.offline
     }
 
     /// Downloads what is missing of a checkpoint and gives its place in the cache. A download that was cut off, or whose

@@ -12,10 +12,8 @@ const SMALL: [&str; 5] =
 /// The files to have, small ones first.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Chosen {
-    /// Names in the repository.
+    /// Names in the repository: one GGUF file, or those of a safetensors checkpoint.
     pub(crate) files: Vec<String>,
-    /// The GGUF file, where it is one.
-    gguf: Option<String>,
 }
 
 /// Why no choice can be made.
@@ -30,7 +28,7 @@ pub(crate) enum Choice {
 /// Chooses among a repository's files.
 pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice> {
     let has = |file: &str| files.iter().any(|name| name == file);
-    let gguf: Vec<&String> = files.iter().filter(|file| file.to_ascii_lowercase().ends_with(".gguf")).collect();
+    let gguf: Vec<&String> = files.iter().filter(|file| is_gguf(file)).collect();
     let gguf = match &name.file {
         Some(wanted) => Some(named(wanted, &gguf)?),
         None if has("config.json") && (has(SINGLE) || has(INDEX)) => None,
@@ -47,7 +45,7 @@ pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice>
         },
     };
     if let Some(file) = gguf {
-        return Ok(Chosen { files: vec![file.clone()], gguf: Some(file) });
+        return Ok(Chosen { files: vec![file] });
     }
     let mut chosen: Vec<String> = SMALL.iter().filter(|file| has(file)).map(|file| (*file).to_owned()).collect();
     if has(INDEX) {
@@ -56,7 +54,11 @@ pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice>
     } else {
         chosen.push(SINGLE.to_owned());
     }
-    Ok(Chosen { files: chosen, gguf: None })
+    Ok(Chosen { files: chosen })
+}
+
+fn is_gguf(file: &str) -> bool {
+    file.to_ascii_lowercase().ends_with(".gguf")
 }
 
 /// `model-00001-of-00011.safetensors`, at the top of the repository.
@@ -118,7 +120,7 @@ impl Chosen {
 
     /// What to open.
     pub(crate) fn source(&self, snapshot: &Path) -> Source {
-        match &self.gguf {
+        match self.files.iter().find(|file| is_gguf(file)) {
             Some(file) => Source::Gguf(snapshot.join(file)),
             None => Source::Folder(snapshot.to_owned()),
         }

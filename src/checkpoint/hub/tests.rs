@@ -102,6 +102,40 @@ fn a_gguf_file_by_its_quantization_and_an_old_name() {
 }
 
 #[test]
+fn a_plain_name_means_what_the_repository_offers() {
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("model.safetensors", noise(30, 1)),
+        ("tokenizer.json", noise(20, 2)),
+        ("m-Q4_K_M.gguf", noise(100, 3)),
+        ("m-Q8_0.gguf", noise(100, 4)),
+    ];
+    let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let offline = Hub { offline: true, ..hub.clone() };
+    let plain = name("own/er");
+    let one = hub.fetch(&name("own/er:Q8_0"), &quiet).unwrap();
+    // The one file in the cache is not what the plain name means, unless nobody can be asked.
+    assert_eq!(hub.cached(&plain).unwrap(), None);
+    assert_eq!(offline.cached(&plain).unwrap(), Some(one));
+    let snapshot = cache.path().join("models--own--er/snapshots").join(COMMIT);
+    let folder = Source::Folder(snapshot.clone());
+    assert_eq!(hub.locate(&plain, &quiet).unwrap(), folder);
+    hub.fetch(&name("own/er:Q4_K_M"), &quiet).unwrap();
+    server.seen();
+    assert_eq!(hub.locate(&plain, &quiet).unwrap(), folder);
+    assert_eq!(offline.locate(&plain, &quiet).unwrap(), folder);
+    assert!(server.seen().is_empty(), "what a fetch has found out is not asked again");
+    // Another tool's choice of files, as good as it is: completed where the hub can be asked.
+    std::fs::remove_dir_all(cache.path().join("models--own--er/.canvasd.files")).unwrap();
+    std::fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
+    assert_eq!(offline.locate(&plain, &quiet).unwrap(), folder);
+    assert!(!snapshot.join("tokenizer.json").exists());
+    assert_eq!(hub.locate(&plain, &quiet).unwrap(), folder);
+    assert!(std::fs::read(snapshot.join("tokenizer.json")).unwrap() == files[2].1);
+}
+
+#[test]
 fn a_listing_cannot_write_outside_of_its_folder() {
     for file in ["../../../outside.gguf", "/tmp/canvasd-outside.gguf", "a/./m.gguf", "..\\m.gguf"] {
         let (server, folder) = (Server::start(&[(file, noise(9, 1))]), tempfile::tempdir().unwrap());

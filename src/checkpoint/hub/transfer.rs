@@ -101,6 +101,9 @@ pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Syn
     if !chosen.complete(&snapshot) {
         return Err(refused(name, "the repository lacks shards that its index names; it cannot be used"));
     }
+    if name.file.is_none() {
+        repo.note_meaning(&listing.commit, &chosen.files).map_err(cache)?;
+    }
     Ok(chosen.source(&snapshot))
 }
 
@@ -111,7 +114,7 @@ fn on_disk(name: &HubName, path: &Path, error: &std::io::Error) -> CheckpointErr
             "; make room and start again, and it goes on from here"
         }
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-            "; set HF_HUB_CACHE to a folder that can be written"
+            "; set HF_HUB_CACHE to a folder that can be written, or HF_HUB_OFFLINE=1 to use what is there as it is"
         }
         _ => "",
     };
