@@ -150,6 +150,9 @@ impl CliError {
             CliError::Checkpoint(
                 CheckpointError::Name { .. } | CheckpointError::Hub { .. } | CheckpointError::Missing { .. },
             ) => Some("name no model to use the small one inside the program".into()),
+            CliError::Checkpoint(CheckpointError::Damaged { .. } | CheckpointError::DamagedTensor { .. }) => {
+                Some("a model that came from the hub is mended by: canvasd fetch --verify MODEL".into())
+            }
             CliError::Refused(Refusal::NeverFits { .. }) => {
                 Some("shorten the prompt, or give a smaller --max-tokens".into())
             }

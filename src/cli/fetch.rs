@@ -18,6 +18,10 @@ pub struct Arguments {
     /// A name on the hub: owner/name, owner/name@revision, owner/name:file.gguf or owner/name:Q4_K_M.
     #[arg(value_name = "MODEL")]
     model: String,
+
+    /// Read what the cache has already, and fetch anew what is damaged.
+    #[arg(long)]
+    verify: bool,
 }
 
 /// Downloads what is missing and prints where it is.
@@ -27,7 +31,9 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         return Err(CliError::Usage(text));
     };
     let bar = Bar::new();
-    let found = Hub::from_env().fetch(&name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
+    let (hub, show) = (Hub::from_env(), |progress: &Progress| bar.show(progress));
+    let found = if arguments.verify { hub.mend(&name, &show) } else { hub.fetch(&name, &show) };
+    let found = found.map_err(CliError::Fetch)?;
     let path = match found {
         Source::Folder(path) | Source::Gguf(path) => path,
         Source::Demo | Source::Hub(_) => return Ok(()),

@@ -102,8 +102,10 @@ impl Journal {
         }
     }
 
-    /// Gives the complete file its name.
+    /// Gives the complete file its name. The bytes go to the disk first: from then on the name stands for them, and a
+    /// machine that loses its power must not find holes under it.
     pub(crate) fn keep(self, blob: &Path) -> io::Result<()> {
+        OpenOptions::new().write(true).open(&self.data)?.sync_all()?;
         std::fs::rename(&self.data, blob)?;
         std::fs::remove_file(&self.record)
     }

@@ -144,28 +144,53 @@ impl Hub {
     /// process was killed, goes on where it stopped.
     ///
     /// # Errors
-    /// [`CheckpointError::Hub`] saying what to do: no such repository, no access, no network, no space, damaged data.
-    #[cfg(feature = "hub")]
+    /// [`CheckpointError::Hub`] saying what to do: no such repository, no access, no network, no space, damaged data; always
+    /// in a build without the feature `hub`.
     pub fn fetch(&self, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
+        self.bring(name, Trust::Length, report)
+    }
+
+    /// As [`Hub::fetch`], and reads what the cache has of the checkpoint already: a file whose bytes are not those that its
+    /// sum promises is deleted and fetched anew.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`].
+    pub fn mend(&self, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
+        self.bring(name, Trust::Sum, report)
+    }
+
+    #[cfg(feature = "hub")]
+    fn bring(
+        &self,
+        name: &HubName,
+        trust: Trust,
+        report: &(dyn Fn(&Progress) + Sync),
+    ) -> Result<Source, CheckpointError> {
         if self.offline {
             return Err(refused(
                 name,
                 format!("it is not (wholly) in {}, and HF_HUB_OFFLINE forbids downloading it", self.cache.display()),
             ));
         }
-        transfer::fetch(self, name, report)
+        transfer::fetch(self, name, trust, report)
     }
 
     /// Without the feature `hub` nothing can be downloaded.
-    ///
-    /// # Errors
-    /// Always.
     #[cfg(not(feature = "hub"))]
-    pub fn fetch(&self, name: &HubName, _: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
+    fn bring(&self, name: &HubName, _: Trust, _: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
         let Self { endpoint, cache, .. } = self;
         let why = "this program was built without downloads (feature hub)";
         Err(refused(name, format!("it is not in {}, and {why}; download it from {endpoint} first", cache.display())))
     }
+}
+
+/// What a file in the cache is taken to be whole by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// Its length: it got its name when its sum had been checked.
+    Length,
+    /// The sum of its bytes, computed anew.
+    Sum,
 }
 
 fn refused(name: &HubName, why: impl Into<String>) -> CheckpointError {

@@ -148,6 +148,28 @@ fn a_listing_cannot_write_outside_of_its_folder() {
 }
 
 #[test]
+fn what_went_bad_in_the_cache_is_mended() {
+    let files = [("config.json", b"{}".to_vec()), ("model.safetensors", noise(LARGE, 6))];
+    let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let Source::Folder(snapshot) = hub.fetch(&name("own/er"), &quiet).unwrap() else { panic!() };
+    for spoilt in [1, 0] {
+        let (file, bytes) = &files[spoilt];
+        let blob = snapshot.join(file).canonicalize().unwrap();
+        // Of the right length, which is all that a fetch looks at.
+        std::fs::write(&blob, vec![0; bytes.len()]).unwrap();
+        hub.fetch(&name("own/er"), &quiet).unwrap();
+        assert!(std::fs::read(&blob).unwrap() != *bytes);
+        server.seen();
+        hub.mend(&name("own/er"), &quiet).unwrap();
+        assert!(std::fs::read(snapshot.join(file)).unwrap() == *bytes, "{file}");
+        let other = files[1 - spoilt].0;
+        let asked = server.seen();
+        assert!(asked.iter().all(|seen| seen.method == "HEAD" || !seen.path.ends_with(other)), "{other} was good");
+    }
+}
+
+#[test]
 fn cut_connections_are_taken_up_where_they_broke() {
     let files = [("m.gguf", noise(LARGE, 4))];
     let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());

@@ -15,7 +15,7 @@ use super::super::source::{HubName, Source};
 use super::cache::Repo;
 use super::client::{Client, Failure, FileInfo};
 use super::journal::{self, Cut, Journal};
-use super::{Hub, Phase, Progress, refused, select};
+use super::{Hub, Phase, Progress, Trust, refused, select};
 
 /// Connections at a time.
 const WORKERS: usize = 4;
@@ -76,8 +76,13 @@ impl Meter<'_> {
     }
 }
 
-/// See [`Hub::fetch`].
-pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
+/// See [`Hub::fetch`] and [`Hub::mend`].
+pub(super) fn fetch(
+    hub: &Hub,
+    name: &HubName,
+    trust: Trust,
+    report: &(dyn Fn(&Progress) + Sync),
+) -> Result<Source, CheckpointError> {
     let client = Client::new(hub, name);
     let listing = patiently(name, || client.listing())?;
     let chosen = select::choose(name, &listing.files)
@@ -90,6 +95,9 @@ pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Syn
     let mut infos = Vec::new();
     for file in &chosen.files {
         infos.push(patiently(name, || client.file_info(&listing.commit, file))?);
+    }
+    if trust == Trust::Sum {
+        weed(name, &repo, &listing.commit, &infos, report)?;
     }
     let downloads = downloads(&repo, &infos);
     transfer(hub, name, &client, &infos, &downloads, report)?;
@@ -105,6 +113,34 @@ pub(crate) fn fetch(hub: &Hub, name: &HubName, report: &(dyn Fn(&Progress) + Syn
         repo.note_meaning(&listing.commit, &chosen.files).map_err(cache)?;
     }
     Ok(chosen.source(&snapshot))
+}
+
+/// Deletes what the cache has of these files with other bytes than their sums promise.
+fn weed(
+    name: &HubName,
+    repo: &Repo,
+    commit: &str,
+    infos: &[FileInfo],
+    report: &(dyn Fn(&Progress) + Sync),
+) -> Result<(), CheckpointError> {
+    let total = infos.iter().fold(0, |total: u64, info| total.saturating_add(info.size));
+    let mut done = 0;
+    for info in infos {
+        report(&Progress { done, total, resumed: 0, begun_at: 0, phase: Phase::Verify });
+        // A snapshot has links, or files of its own where links are not to be had.
+        for path in [repo.blob(&info.etag), repo.snapshot(commit).join(&info.name)] {
+            if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+                continue;
+            }
+            let read = |source| CheckpointError::Read { path: path.clone(), source };
+            if !agrees(&path, &info.etag, info.size).map_err(read)? {
+                tracing::warn!(file = info.name, "the cached copy is damaged; it is fetched anew");
+                std::fs::remove_file(&path).map_err(|error| on_disk(name, &path, &error))?;
+            }
+        }
+        done = done.saturating_add(info.size);
+    }
+    Ok(())
 }
 
 /// The error for a file of the cache that cannot be written.
