@@ -62,7 +62,7 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// Sliding window W, or `None` for full layers.
     pub window: Option<usize>,
-    /// All rows, in any order of spans.
+    /// All rows, in any order of spans; no row belongs to two.
     pub spans: &'a [Span<'a>],
 }
 
@@ -142,12 +142,15 @@ impl Cpu {
         let rows = super::rows::whole_rows("queries", q.len(), heads * dim)?;
         KernelError::expect("keys", rows * kv_heads * dim, k.len())?;
         KernelError::expect("values", rows * kv_heads * dim, v.len())?;
+        for span in spans {
+            span.check(window, rows, pool)?;
+        }
+        apart(spans)?;
         let mut items = Vec::new();
         // Fewer where threads would go without.
         let fair = (spans.iter().map(|span| span.rows).sum::<usize>() * kv_heads).div_ceil(4 * self.threads());
         let most = (GROUP / dim.max(1)).clamp(QUERIES, MOST).div_ceil(ratio).min(fair.max(QUERIES / ratio)).max(1);
         for span in spans {
-            span.check(window, rows, pool)?;
             for part in 0..span.rows.div_ceil(most) {
                 let part = row_block(span.rows, most, part);
                 items.extend((0..kv_heads).map(|head| Item { span: *span, first: part.start, rows: part.len(), head }));
@@ -160,7 +163,7 @@ impl Cpu {
             Some(pairs) => {
                 let mut state = PairQueries::new(path, pairs, &items[index], &inputs);
                 state.fold_all();
-                // SAFETY: items cover disjoint rows and heads.
+                // SAFETY: items cover disjoint rows and heads: spans share no row, and are cut into parts.
                 unsafe { state.running.finish(to.get()) };
             }
             None => {
@@ -192,7 +195,8 @@ impl Span<'_> {
     }
 
     fn check(&self, window: Option<usize>, rows: usize, pool: &KvPool) -> Result<(), KernelError> {
-        KernelError::below("end of a span's rows", self.row + self.rows, rows + 1)?;
+        KernelError::below("end of a span's rows", self.row.saturating_add(self.rows), rows + 1)?;
+        KernelError::below("end of a span's positions", self.prefix.saturating_add(self.rows), usize::MAX)?;
         KernelError::expect("first position of the pages, in whole pages", 0, self.from % PAGE_TOKENS)?;
         if self.begin(window) < self.end() {
             KernelError::below("first position of the pages", self.from, self.begin(window) + 1)?;
@@ -204,6 +208,16 @@ impl Span<'_> {
         }
         Ok(())
     }
+}
+
+/// Sees that no row belongs to two spans: each span's results are written by threads of their own.
+fn apart(spans: &[Span<'_>]) -> Result<(), KernelError> {
+    let filled = spans.iter().filter(|span| span.rows > 0);
+    let mut rows: Vec<_> = filled.map(|span| (span.row, span.row + span.rows)).collect();
+    rows.sort_unstable();
+    let mut pairs = rows.windows(2);
+    pairs
+        .try_for_each(|pair| KernelError::below("end of a span's rows, before the next span", pair[0].1, pair[1].0 + 1))
 }
 
 /// What is known so far of an item's queries; query i is row `i / ratio`, head `i % ratio`.

@@ -186,7 +186,7 @@ impl Cpu {
         KernelError::expect("values to store", k.len(), v.len())?;
         let rows = super::rows::whole_rows("keys to store", k.len(), width)?;
         for write in writes {
-            KernelError::below("end of the rows to store", write.row + write.rows, rows + 1)?;
+            KernelError::below("end of the rows to store", write.row.saturating_add(write.rows), rows + 1)?;
             if write.rows == 0 {
                 continue;
             }

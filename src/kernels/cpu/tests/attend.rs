@@ -233,6 +233,25 @@ fn wrong_spans_are_errors() {
     assert!(run(Span { from: 32, ..good }, None).is_err());
     assert!(run(Span { prefix: 68, from: 64, ..good }, Some(8)).is_err());
     assert!(run(Span { prefix: 72, from: 64, ..good }, Some(8)).is_ok());
+    assert!(run(Span { row: usize::MAX, ..good }, None).is_err());
+    assert!(run(Span { prefix: usize::MAX, ..good }, None).is_err());
     let write = KvWrite { row: 0, rows: 4, position: 62, pages: &[0], from: 0 };
     assert!(cpu.write(&mut pool, &x, &x, &[write]).is_err());
+}
+
+#[test]
+fn no_row_belongs_to_two_spans() {
+    let cpu = Cpu::new(2, None).unwrap();
+    let pool = KvPool::new(KvElement::F32, 1, 1, 16);
+    let x = [0.0; 64];
+    let mut out = [0.0; 64];
+    let span = |row, rows| Span { row, rows, sight: Sight::Denoise, prefix: 0, pages: &[0], from: 0 };
+    let mut run =
+        |spans: &[Span<'_>]| cpu.attend(Attention { heads: 1, window: None, spans }, &x, &x, &x, &pool, &mut out);
+    for good in [[span(2, 2), span(0, 2)], [span(1, 3), span(2, 0)], [span(0, 1), span(3, 1)]] {
+        assert!(run(&good).is_ok(), "{good:?}");
+    }
+    for bad in [[span(2, 2), span(0, 3)], [span(0, 4), span(1, 1)], [span(1, 1), span(1, 1)]] {
+        assert!(run(&bad).is_err(), "{bad:?}");
+    }
 }
