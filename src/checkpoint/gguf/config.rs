@@ -158,11 +158,7 @@ impl Keys<'_> {
             let why = format!("{} is not known, only gemma4 is; put a tokenizer.json beside the file", shown(model));
             return Err(self.container.wrong("tokenizer.ggml.model", why));
         }
-        let kinds = "tokenizer.ggml.token_type";
-        let types = self.wholes(kinds)?.unwrap_or_default();
-        if !types.is_empty() && types.len() != tokens.len() {
-            return Err(self.container.wrong(kinds, format!("{} entries for {} tokens", types.len(), tokens.len())));
-        }
+        let types = self.wholes("tokenizer.ggml.token_type", tokens.len(), "tokens")?.unwrap_or_default();
         let id = |name: &str| -> Result<Option<u32>, CheckpointError> {
             let key = format!("tokenizer.ggml.{name}_token_id");
             let Some(id) = self.whole(&key)? else { return Ok(None) };
@@ -303,11 +299,15 @@ impl Keys<'_> {
         }
     }
 
-    /// An array of whole numbers, of any element type.
-    pub(crate) fn wholes(&self, key: &str) -> Result<Option<Vec<u64>>, CheckpointError> {
+    /// An array of whole numbers, of any element type: one for each of so many things. The file's count is looked at before
+    /// a number is read, for one byte in the file takes many in memory.
+    fn wholes(&self, key: &str, count: usize, things: &str) -> Result<Option<Vec<u64>>, CheckpointError> {
         let wrong = |why: String| self.container.wrong(key, why);
         match self.container.keys.get(key) {
             None => Ok(None),
+            Some(Value::Array(array)) if array.count != count => {
+                Err(wrong(format!("{} entries for {count} {things}", array.count)))
+            }
             Some(Value::Array(array)) => {
                 let values = array.numbers(self.bytes).map_err(wrong)?;
                 let values: Option<Vec<u64>> = values.iter().map(Value::whole).collect();
@@ -322,13 +322,7 @@ impl Keys<'_> {
         let full = prefixed(key);
         match self.container.keys.get(&full) {
             None => Ok(None),
-            Some(Value::Array(_)) => {
-                let list = self.wholes(&full)?.unwrap_or_default();
-                if list.len() != layers {
-                    return Err(self.wrong(key, format!("{} entries for {layers} layers", list.len())));
-                }
-                Ok(Some(list))
-            }
+            Some(Value::Array(_)) => self.wholes(&full, layers, "layers"),
             Some(_) => Ok(self.whole(&full)?.map(|value| vec![value; layers])),
         }
     }

@@ -156,6 +156,8 @@ fn what_cannot_be_served_is_named() {
         (model().without(&key("block_count")), "block_count"),
         (model().u32(&key("block_count"), 0), "block_count"),
         (model().u32(&key("block_count"), 3), "sliding_window_pattern: 2 entries for 3 layers"),
+        // The count comes first: what the elements are is not looked at, however many there are.
+        (model().list(&key("attention.head_count_kv"), 6, 1 << 20, &vec![0; 4 << 20]), "1048576 entries for 2 layers"),
         (model().text(&key("embedding_length"), "wide"), "embedding_length"),
         (model().u32(&key("attention.value_length"), 8), "value_length"),
         (model().u32(&key("rope.dimension_count_swa"), 4), "rope.dimension_count_swa"),
