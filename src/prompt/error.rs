@@ -15,6 +15,9 @@ pub enum PromptError {
     /// The template failed on this conversation.
     #[error("the chat template cannot render this conversation: {0}")]
     Render(String),
+    /// The template goes on and on.
+    #[error("the chat template does not come to an end within {0} steps for this conversation: shorten it")]
+    Endless(u64),
     /// Tools, calls or results are given, but the template writes none.
     #[error("this checkpoint's chat template knows no tools: leave out tools, tool calls and tool results")]
     NoTools,
@@ -61,6 +64,7 @@ impl PromptError {
             | PromptError::NoMessages
             | PromptError::Raised(_)
             | PromptError::Render(_)
+            | PromptError::Endless(_)
             | PromptError::NoSentinel => Fault::Messages,
             PromptError::NoTools => Fault::Tools,
             PromptError::NoThinking => Fault::Thinking,

@@ -19,6 +19,9 @@ use super::shield::Shield;
 /// Variables the server fills in.
 const RESERVED: [&str; 5] = ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"];
 const NAME: &str = "chat_template";
+/// Steps that a template may take for one conversation, a second or two. The longest contexts take some millions; a loop in
+/// the template that never ends would hold its thread for ever.
+const STEPS: u64 = 50_000_000;
 
 /// How the template wants a message's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +58,7 @@ impl Template {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|error| PromptError::Template(describe(&error)))?);
+        env.set_fuel(Some(STEPS));
         env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_formatter(|out, _state, value| python::write_str(out, value).map_err(Error::from));
@@ -81,21 +85,28 @@ impl Template {
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
         };
-        template.form = template.probe();
+        template.form = template.probe()?;
         Ok(template)
     }
 
-    /// Finds out whether the template renders a list of parts as it renders the same text.
-    fn probe(&self) -> ContentForm {
+    /// Finds out whether the template renders a list of parts as it renders the same text, and whether it ends.
+    fn probe(&self) -> Result<ContentForm, PromptError> {
         const TEXT: &str = "canvas";
         let shield = Shield::without_markers();
         let render = |content: Content| {
             let message = Message { content, ..Message::new(Role::User, "") };
-            self.render(&Chat { messages: vec![message], ..Chat::default() }, &shield).ok()
+            self.render(&Chat { messages: vec![message], ..Chat::default() }, &shield)
         };
         let text = render(Content::Text(TEXT.to_owned()));
+        if let Err(PromptError::Endless(steps)) = text {
+            let why = format!("it does not come to an end within {steps} steps for one short message");
+            return Err(PromptError::Template(format!(
+                "{why}; put one that does into chat_template.jinja beside the model"
+            )));
+        }
         let parts = render(Content::Parts(vec![Part::Text(TEXT.to_owned())]));
-        if text.is_some() && text == parts { ContentForm::AsSent } else { ContentForm::Text }
+        let alike = text.is_ok_and(|text| parts.is_ok_and(|parts| text == parts));
+        Ok(if alike { ContentForm::AsSent } else { ContentForm::Text })
     }
 
     /// Whether the template's source uses this name.
@@ -139,6 +150,7 @@ impl Template {
         let template = self.env.get_template(NAME).map_err(|error| PromptError::Template(describe(&error)))?;
         template.render(Value::from_pairs(context)).map_err(|error| match raised(&error) {
             Some(message) => PromptError::Raised(shield.strip(message).text),
+            None if is_endless(&error) => PromptError::Endless(STEPS),
             None => PromptError::Render(shield.strip(&describe(&error)).text),
         })
     }
@@ -296,15 +308,20 @@ fn to_json(_state: &State, value: Value, options: Kwargs) -> Result<Value, Error
     Ok(Value::from(text))
 }
 
+/// An error and what it came from, the outermost first.
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    let outermost: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(outermost), |&current| current.source())
+}
+
 fn raised(error: &Error) -> Option<&str> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(Raised(message)) = current.downcast_ref::<Raised>() {
-            return Some(message);
-        }
-        cause = current.source();
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref().map(|Raised(message)| message.as_str()))
+}
+
+/// Whether the template has taken all the steps that it may.
+fn is_endless(error: &Error) -> bool {
+    let spent = |cause: &Error| cause.kind() == ErrorKind::OutOfFuel;
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(spent))
 }
 
 fn describe(error: &Error) -> String {

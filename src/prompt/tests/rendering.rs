@@ -141,21 +141,46 @@ fn deep_nesting_is_rendered_or_refused_never_fatal() {
     in_small_stack.unwrap().join().expect("no overflow");
 }
 
+/// Why a checkpoint with this template cannot be used.
+fn unusable(template: &str) -> PromptError {
+    let parts = crate::prompt::TextParts {
+        tokenizer: super::fixtures::demo_tokenizer(),
+        template: Some(template.to_owned()),
+        end_tokens: vec![1],
+        bos_token: None,
+        eos_token: None,
+        add_bos: None,
+    };
+    crate::prompt::Text::new(parts).unwrap_err()
+}
+
 #[test]
 fn a_template_that_does_not_compile_is_named() {
     for template in ["{% if %}", "{%}", "{%", "{% generation %}", "{%-generation"] {
-        let parts = crate::prompt::TextParts {
-            tokenizer: super::fixtures::demo_tokenizer(),
-            template: Some(template.to_owned()),
-            end_tokens: vec![1],
-            bos_token: None,
-            eos_token: None,
-            add_bos: None,
-        };
-        let error = crate::prompt::Text::new(parts).unwrap_err();
+        let error = unusable(template);
         assert!(matches!(error, PromptError::Template(_)), "{template}");
         assert_eq!(error.fault(), Fault::Checkpoint);
     }
+}
+
+/// Ends after some months.
+const ENDLESS: &str = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% for d in range(9999) %}\
+                       {% endfor %}{% endfor %}{% endfor %}{% endfor %}";
+
+#[test]
+fn a_template_that_does_not_end_is_refused_at_the_start() {
+    let error = unusable(ENDLESS);
+    assert!(matches!(&error, PromptError::Template(why) if why.contains("does not come to an end")), "{error}");
+    assert_eq!(error.fault(), Fault::Checkpoint);
+}
+
+#[test]
+fn a_conversation_that_takes_too_long_is_refused() {
+    let text = text_with(&format!("{{% if messages[0].content | length > 99 %}}{ENDLESS}{{% endif %}}"));
+    assert!(text.render_text(&user("short")).is_ok());
+    let error = text.render_text(&user(&"long".repeat(30))).unwrap_err();
+    assert!(matches!(error, PromptError::Endless(_)), "{error}");
+    assert_eq!(error.fault(), Fault::Messages);
 }
 
 #[test]
