@@ -24,7 +24,7 @@ mod text;
 pub use available::available;
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
-pub use gguf::Written;
+pub use gguf::{Written, vacant};
 pub use hub::{Hub, Phase, Progress};
 pub use inspect::Inspection;
 pub use memory::{Needs, Stored, gib};

@@ -27,6 +27,8 @@ pub struct Arguments {
 /// Writes the file.
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let scheme: Quantization = arguments.scheme.parse().map_err(CliError::Usage)?;
+    // Before anything is downloaded.
+    checkpoint::vacant(&arguments.out).map_err(CliError::Quantize)?;
     let source = fetch::present(Source::parse(Some(&arguments.model))?)?;
     let checkpoint = checkpoint::open(&source)?;
     let terminal = std::io::stderr().is_terminal();

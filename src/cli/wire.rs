@@ -63,8 +63,10 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     // candle's own products run on rayon's pool, which takes its size from here once; a second model in one process
     // (never in the program itself) keeps the first one's.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    // Before anything is downloaded: a slip of the pen should be told at once.
+    let quantization = quantization(config.quantize.as_deref())?;
     let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
-    let mut checkpoint = quantized(checkpoint::open(&source)?, config.quantize.as_deref())?;
+    let mut checkpoint = quantized(checkpoint::open(&source)?, quantization)?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
     let options = LoadOptions {
         device: device(config.device),
@@ -89,11 +91,16 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     Ok((model, Parts { name, shape: checkpoint.config, text, sampler: sampler(&checkpoint.generation) }))
 }
 
+/// The quantization that was asked for.
+pub fn quantization(scheme: Option<&str>) -> Result<Option<Quantization>, CliError> {
+    scheme.map(|scheme| scheme.parse().map_err(CliError::Usage)).transpose()
+}
+
 /// The checkpoint, its matrices to be put into blocks if that was asked for.
-pub fn quantized(checkpoint: Checkpoint, scheme: Option<&str>) -> Result<Checkpoint, CliError> {
+pub fn quantized(checkpoint: Checkpoint, scheme: Option<Quantization>) -> Result<Checkpoint, CliError> {
     match scheme {
         None => Ok(checkpoint),
-        Some(scheme) => Ok(checkpoint.quantized(scheme.parse::<Quantization>().map_err(CliError::Usage)?)?),
+        Some(scheme) => Ok(checkpoint.quantized(scheme)?),
     }
 }
 

@@ -97,6 +97,17 @@ def test_wrong_command_lines(arguments, code, word):
     assert word in run.stderr and "panicked" not in run.stderr
 
 
+@pytest.mark.parametrize("arguments, code, word", [
+    (["serve", "--port", "0", "--model", "own/er", "--quantize", "q9"], 2, "q9 is no quantization"),
+    (["inspect", "own/er", "--quantize", "q9"], 2, "q9 is no quantization"),
+    (["quantize", "own/er", __file__], 3, "exists already"),
+    (["quantize", "own/er", "/nowhere/x.gguf"], 3, "there is no folder /nowhere"),
+])
+def test_slips_are_told_before_a_model_is_looked_for(arguments, code, word):
+    run = canvasd(*arguments, environment={"HF_HUB_OFFLINE": "1"})
+    assert run.returncode == code and word in run.stderr, run.stderr
+
+
 def test_help_names_every_command_and_option():
     text = canvasd("--help").stdout
     for word in ("serve", "generate", "openapi", "bench", "Exit codes", "CANVASD_API_KEY"):

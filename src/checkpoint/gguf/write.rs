@@ -46,6 +46,25 @@ struct Planned {
     bytes: u64,
 }
 
+/// Whether a new file can have this path, as far as that can be told without writing it.
+///
+/// # Errors
+/// [`CheckpointError::Write`] where something is there already, or its folder is not.
+pub fn vacant(path: &Path) -> Result<(), CheckpointError> {
+    let refused = |source| CheckpointError::Write { path: path.to_owned(), source };
+    if path.try_exists().map_err(refused)? {
+        let why = "the file exists already; remove it, or choose another name";
+        return Err(refused(io::Error::new(io::ErrorKind::AlreadyExists, why)));
+    }
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            let why = format!("there is no folder {}; make it first", folder.display());
+            Err(refused(io::Error::new(io::ErrorKind::NotFound, why)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Quantizes a checkpoint into a new file. Peak memory is one tensor in its quantized form.
 ///
 /// # Errors
@@ -56,10 +75,8 @@ pub(crate) fn write(
     path: &Path,
     report: &dyn Fn(u64, u64),
 ) -> Result<Written, CheckpointError> {
+    vacant(path)?;
     let refused = |source| CheckpointError::Write { path: path.to_owned(), source };
-    if path.try_exists().map_err(refused)? {
-        return Err(refused(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists already")));
-    }
     let keys = keys(checkpoint, scheme)?;
     let (plan, left_out) = plan(checkpoint, scheme)?;
     let mut partial = path.as_os_str().to_owned();
