@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Options of `canvasd health`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The server [default: the host and port that `serve` would take from the environment].
+    /// The server [default: the host and port that `serve` would take from the environment, CANVASD_CONFIG included].
     #[arg(value_name = "URL")]
     url: Option<String>,
 }

@@ -10,8 +10,8 @@ use crate::config::{Config, Override};
 /// Which model, and on what it computes.
 #[derive(Debug, Args)]
 pub struct ModelOptions {
-    /// Configuration file; `config/canvasd.toml` in the source explains every key.
-    #[arg(long, value_name = "FILE", env = "CANVASD_CONFIG")]
+    /// Configuration file; `config/canvasd.toml` in the source explains every key [default: the one that CANVASD_CONFIG names].
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// Folder in Hugging Face layout, .gguf file, or a name on the hub (owner/name, owner/name@revision, owner/name:Q4_K_M)
@@ -72,7 +72,10 @@ pub fn push(flags: &mut Vec<Override>, key: &'static str, value: &Option<impl To
     }
 }
 
-/// The configuration from file, process environment and flags.
+/// The configuration from process environment and flags, and from `file` or the one that the environment names.
 pub fn configure(file: Option<&PathBuf>, flags: &[Override]) -> Result<Config, CliError> {
-    Ok(Config::load(file.map(PathBuf::as_path), |name| std::env::var(name).ok(), flags)?)
+    // Empty counts as not set, as everywhere: container tools cannot unset a variable.
+    let named = std::env::var_os("CANVASD_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let file = file.or(named.as_ref()).map(PathBuf::as_path);
+    Ok(Config::load(file, |name| std::env::var(name).ok(), flags)?)
 }

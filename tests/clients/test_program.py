@@ -132,6 +132,15 @@ def test_a_configuration_file_is_obeyed(start, tmp_path):
     assert server.log and all(json.loads(line) for line in server.log)
 
 
+def test_a_configuration_file_can_be_named_in_the_environment(server, tmp_path):
+    path = tmp_path / "canvasd.toml"
+    path.write_text(f"port = {server.url.rsplit(':', 1)[1]}\n")
+    assert canvasd("health", environment={"CANVASD_CONFIG": str(path)}).returncode == 0
+    # Empty counts as not set.
+    refused = canvasd("serve", "--threads", "0", environment={"CANVASD_CONFIG": ""})
+    assert refused.returncode == 2 and "threads must be" in refused.stderr
+
+
 def test_generate_prints_plain_text_when_piped(client, model):
     run = canvasd("generate", "What is the capital of France?", "--seed", "1")
     assert run.returncode == 0 and "Paris" in run.stdout and "\x1b" not in run.stdout
