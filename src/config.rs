@@ -72,8 +72,8 @@ pub struct Config {
     pub grace_seconds: u64,
     /// How long a reader may take nothing before its request is cancelled, in seconds.
     pub stall_timeout_seconds: u64,
-    /// What to log: a level, or directives such as `info,canvasd::scheduler=debug`.
-    pub log: String,
+    /// What to log: a level, or directives such as `info,canvasd::scheduler=debug`; `None` is what suits the command.
+    pub log: Option<String>,
     /// How log lines are written.
     pub log_format: LogFormat,
 }
@@ -108,7 +108,7 @@ impl Default for Config {
             prefix_cache: None,
             grace_seconds: 30,
             stall_timeout_seconds: 30,
-            log: "info".into(),
+            log: None,
             log_format: LogFormat::Text,
         }
     }

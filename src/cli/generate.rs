@@ -6,12 +6,11 @@ use std::io::{IsTerminal, Read, Write};
 use clap::Args;
 use tokio::sync::watch;
 
-use super::options::{self, ModelOptions, push};
+use super::options::{self, ModelOptions};
 use super::screen::Screen;
 use super::signals::Signals;
 use super::wire::{self, House};
 use super::{CliError, runtime};
-use crate::config::Override;
 use crate::pass::Draw;
 use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text, TextReader, Thinking};
 use crate::scheduler::{Choice, Draft, Drafts, Event, Job, Phase, Reader};
@@ -66,13 +65,9 @@ fn temperature(text: &str) -> Result<f32, String> {
 /// Generates and prints one answer.
 pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
     let prompt = prompt(arguments.prompt.take())?;
-    let mut flags: Vec<Override> = arguments.model.overrides();
+    let config = options::configure(arguments.model.config.as_ref(), &arguments.model.overrides())?;
     // The answer is what matters here; a log beside it only on request.
-    if arguments.model.log.is_none() {
-        push(&mut flags, "log", &Some("warn"));
-    }
-    let config = options::configure(arguments.model.config.as_ref(), &flags)?;
-    telemetry::start(&config.log, config.log_format)?;
+    telemetry::start(config.log.as_deref().unwrap_or("warn"), config.log_format)?;
     let live = !arguments.plain && std::io::stdout().is_terminal();
     let house = wire::open(&config)?;
     let default_max_tokens = config.default_max_tokens;

@@ -62,7 +62,7 @@ impl Arguments {
 /// Serves until SIGTERM, ctrl-C, or the engine's end.
 pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let config = arguments.config()?;
-    telemetry::start(&config.log, config.log_format)?;
+    telemetry::start(config.log.as_deref().unwrap_or("info"), config.log_format)?;
     let keys = keys(&config)?;
     let address = address(&config, &keys)?;
     // Before the model is loaded: an occupied port should be told at once. Clients that come early wait.

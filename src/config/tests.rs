@@ -76,7 +76,9 @@ fn environment_beats_file_and_flags_beat_environment() {
     assert_eq!(config.model.as_deref(), Some("12"), "a name that looks like a number stays a name");
     assert!(config.allow_unauthenticated);
     assert_eq!(config.kv_memory, Some(Bytes::mebi(1536)));
-    assert_eq!(config.log, "info", "an empty variable counts as not set");
+    assert_eq!(config.log, None, "an empty variable counts as not set");
+    std::fs::write(&path, "log = \"debug\"\n").unwrap();
+    assert_eq!(Config::load(Some(&path), none, &[]).unwrap().log.as_deref(), Some("debug"));
 }
 
 #[test]

@@ -141,6 +141,12 @@ def test_a_configuration_file_can_be_named_in_the_environment(server, tmp_path):
     assert refused.returncode == 2 and "threads must be" in refused.stderr
 
 
+def test_the_log_of_every_command_is_that_of_the_environment():
+    for command in (["generate", "hi"], ["bench"]):
+        refused = canvasd(*command, environment={"CANVASD_LOG": "canvasd=loud"})
+        assert refused.returncode == 2 and "canvasd=loud" in refused.stderr
+
+
 def test_generate_prints_plain_text_when_piped(client, model):
     run = canvasd("generate", "What is the capital of France?", "--seed", "1")
     assert run.returncode == 0 and "Paris" in run.stdout and "\x1b" not in run.stdout

@@ -47,14 +47,11 @@ const PROMPTS: [&str; 12] = [
 pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let most = arguments.concurrency.iter().copied().max().unwrap_or(1);
     let mut flags = arguments.model.overrides();
-    if arguments.model.log.is_none() {
-        push(&mut flags, "log", &Some("warn"));
-    }
     // Every request is to be taken: what is measured is the engine, not the bound of its queue.
     push(&mut flags, "queue", &Some(most.max(256)));
     push(&mut flags, "max_running", &arguments.max_running);
     let config = configure(arguments.model.config.as_ref(), &flags)?;
-    telemetry::start(&config.log, config.log_format)?;
+    telemetry::start(config.log.as_deref().unwrap_or("warn"), config.log_format)?;
     if arguments.step {
         return steps(&arguments, &config);
     }
