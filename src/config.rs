@@ -11,6 +11,13 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// The longest time, in seconds.
+const YEAR: u64 = 365 * 24 * 3600;
+/// Most canvases at once.
+const MOST_RUNNING: u64 = 1 << 16;
+/// Most rows of a pass.
+const MOST_ROWS: u64 = 1 << 20;
+
 /// What precedes a key's name in the environment.
 pub const ENVIRONMENT_PREFIX: &str = "CANVASD_";
 
@@ -372,6 +379,24 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.check_ranges()?;
+        if let Some(all) = self.max_rows_per_pass.filter(|all| self.encode_rows > *all) {
+            return Err(ConfigError::Contradiction(format!(
+                "encode_rows ({}) must not exceed max_rows_per_pass ({all})",
+                self.encode_rows
+            )));
+        }
+        if let (Some(cache), Some(all)) = (self.prefix_cache, self.kv_memory)
+            && cache > all
+        {
+            return Err(ConfigError::Contradiction(format!(
+                "prefix_cache ({cache}) is a part of kv_memory ({all}) and must not exceed it"
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_ranges(&self) -> Result<(), ConfigError> {
         let at_least_one = [
             ("threads", self.threads.unwrap_or(1)),
             ("max_connections", self.max_connections),
@@ -388,21 +413,19 @@ impl Config {
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::Contradiction(format!("{key} must be at least 1")));
         }
-        if self.threads.is_some_and(|threads| threads > 1024) {
-            return Err(ConfigError::Contradiction("threads must be at most 1024".into()));
-        }
-        if let Some(all) = self.max_rows_per_pass.filter(|all| self.encode_rows > *all) {
-            return Err(ConfigError::Contradiction(format!(
-                "encode_rows ({}) must not exceed max_rows_per_pass ({all})",
-                self.encode_rows
-            )));
-        }
-        if let (Some(cache), Some(all)) = (self.prefix_cache, self.kv_memory)
-            && cache > all
-        {
-            return Err(ConfigError::Contradiction(format!(
-                "prefix_cache ({cache}) is a part of kv_memory ({all}) and must not exceed it"
-            )));
+        // What is larger is a slip, and would overflow a sum or take hours to prepare.
+        let at_most = [
+            ("threads", self.threads.unwrap_or(1) as u64, 1024),
+            ("max_running", self.max_running as u64, MOST_RUNNING),
+            ("max_rows_per_pass", self.max_rows_per_pass.unwrap_or(1) as u64, MOST_ROWS),
+            ("encode_rows", self.encode_rows as u64, MOST_ROWS),
+            ("request_timeout_seconds", self.request_timeout_seconds, YEAR),
+            ("header_timeout_seconds", self.header_timeout_seconds, YEAR),
+            ("grace_seconds", self.grace_seconds, YEAR),
+            ("stall_timeout_seconds", self.stall_timeout_seconds, YEAR),
+        ];
+        if let Some((key, _, most)) = at_most.iter().find(|(_, value, most)| value > most) {
+            return Err(ConfigError::Contradiction(format!("{key} must be at most {most}")));
         }
         Ok(())
     }

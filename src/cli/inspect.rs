@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 
 use super::bench::step::{self, memory::Memory};
 use super::{CliError, fetch, wire};
@@ -32,8 +33,13 @@ pub struct Arguments {
     positions: usize,
 
     /// With --measure: requests at once.
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "measure")]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "measure", value_parser = requests())]
     requests: usize,
+}
+
+/// As many requests as a server could run at once at most.
+fn requests() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..=1 << 16)
 }
 
 /// Prints the description; no tensor is read unless it is to be measured.
@@ -57,9 +63,9 @@ fn measure(checkpoint: &Checkpoint, positions: usize, requests: usize) -> Result
     let options = LoadOptions { threads, precision: Precision::Bytes, ..Default::default() };
     let needs = checkpoint.needs(&options);
     let canvas = checkpoint.config.canvas;
-    if positions <= canvas || positions > needs.context || requests == 0 {
+    if positions <= canvas || positions > needs.context {
         let why = format!("--positions must be above the canvas, {canvas}, and at most {}", needs.context);
-        return Err(CliError::Usage(format!("{why}; --requests must be at least 1")));
+        return Err(CliError::Usage(why));
     }
     if let Some(free) = checkpoint::available() {
         needs.check(free, positions, requests)?;

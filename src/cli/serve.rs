@@ -1,5 +1,6 @@
 //! `canvasd serve`: the server from its first line to its last.
 
+use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -171,7 +172,7 @@ fn api_settings(config: &Config, keys: Keys) -> ApiSettings {
     }
 }
 
-/// The first lines: where, what, and a command to try.
+/// The first lines: where, what, and a command to try. Nobody need read them: a server whose output is closed serves.
 fn greet(house: &House, config: &Config, keys: &Keys, address: SocketAddr) {
     let mut reachable = address;
     if address.ip().is_unspecified() {
@@ -179,7 +180,9 @@ fn greet(house: &House, config: &Config, keys: &Keys, address: SocketAddr) {
         reachable.set_ip(loopback);
     }
     let authorization = if keys.is_empty() { "" } else { " -H \"authorization: Bearer $CANVASD_API_KEY\"" };
-    println!(
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(
+        out,
         "canvasd {} serves {} ({}, {} threads, loaded in {:.2} s)\n\
          listening on http://{reachable}\n\
          try it:\n  \

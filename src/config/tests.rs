@@ -103,6 +103,21 @@ fn values_out_of_range_and_contradictions_are_refused() {
         let error = check(key, "0").unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("at least 1"), "{error}");
     }
+    for (key, most) in [
+        ("max_running", 65_536),
+        ("encode_rows", 1 << 20),
+        ("max_rows_per_pass", 1 << 20),
+        ("request_timeout_seconds", 31_536_000),
+        ("header_timeout_seconds", 31_536_000),
+        ("grace_seconds", 31_536_000),
+        ("stall_timeout_seconds", 31_536_000_i64),
+    ] {
+        for large in [most + 1, i64::MAX] {
+            let error = check(key, &large.to_string()).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains(&format!("at most {most}")), "{error}");
+        }
+        assert!(check(key, &most.to_string()).is_ok(), "{key}");
+    }
     let flags = [("encode_rows", "9000"), ("max_rows_per_pass", "8000")];
     assert!(Config::load(None, none, &flags.map(|(key, value)| Override { key, value: value.into() })).is_err());
     assert!(check("threads", "100000").is_err());

@@ -1,7 +1,9 @@
 """The program itself: how it starts, refuses to start, stops, and generates without a server."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -62,6 +64,24 @@ def test_ctrl_c_stops_it_too(start):
     assert server.process.wait(30) == 0
 
 
+def test_nobody_need_read_the_first_lines():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen([BINARY, "serve", "--port", str(port)], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    answered = False
+    while process.poll() is None and not answered:
+        try:
+            answered = httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        except httpx.TransportError:
+            time.sleep(0.05)
+    process.terminate()
+    _, log = process.communicate(timeout=30)
+    assert answered and process.returncode == 0, log
+
+
 def test_it_refuses_to_be_open_to_everybody():
     refused = canvasd("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2
@@ -89,6 +109,7 @@ def test_an_occupied_address(server):
     (["serve", "--no-such-flag"], 2, "--no-such-flag"),
     (["generate", ""], 2, "prompt"),
     (["generate", "hi", "--max-tokens", "0"], 2, "max-tokens"),
+    (["inspect", "--measure", "--requests", "1000000000000"], 2, "--requests"),
     (["no-such-command"], 2, "no-such-command"),
 ])
 def test_wrong_command_lines(arguments, code, word):
@@ -168,7 +189,6 @@ def test_generate_obeys_max_tokens_and_seed():
 
 
 def test_generate_settles_on_a_terminal():
-    import os
     import pty
 
     terminal, end = pty.openpty()

@@ -13,6 +13,7 @@ mod soak;
 pub(super) mod step;
 mod target;
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -141,12 +142,9 @@ fn print(
     json: impl FnOnce() -> serde_json::Value,
     table: impl FnOnce() -> String,
 ) -> Result<(), CliError> {
-    if arguments.json {
-        println!("{:#}", json());
-    } else {
-        print!("{}", table());
-    }
-    Ok(())
+    let text = if arguments.json { format!("{:#}\n", json()) } else { table() };
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::io("the report cannot be printed"))
 }
 
 async fn sweep(arguments: &Arguments, target: &Arc<Target>) -> Result<Report, CliError> {
