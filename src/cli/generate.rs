@@ -10,7 +10,7 @@ use super::options::{self, ModelOptions};
 use super::screen::Screen;
 use super::signals::Signals;
 use super::wire::{self, House};
-use super::{CliError, runtime};
+use super::{CliError, block_on};
 use crate::pass::Draw;
 use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text, TextReader, Thinking};
 use crate::scheduler::{Choice, Draft, Drafts, Event, Job, Phase, Reader};
@@ -69,11 +69,11 @@ pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
     // The answer is what matters here; a log beside it only on request.
     telemetry::start(config.log.as_deref().unwrap_or("warn"), config.log_format)?;
     let live = !arguments.plain && std::io::stdout().is_terminal();
-    let house = wire::open(&config)?;
-    let default_max_tokens = config.default_max_tokens;
-    runtime()?.block_on(async {
-        let max_tokens = arguments.max_tokens.or(default_max_tokens);
-        let answer = begin(&house, &arguments, &prompt, max_tokens, live)?;
+    block_on(async {
+        let mut signals = Signals::new()?;
+        let max_tokens = arguments.max_tokens.or(config.default_max_tokens);
+        let house = signals.or(move || wire::open(&config)).await.map_err(|_| CliError::Interrupted)??;
+        let answer = begin(&house, &arguments, &prompt, max_tokens, live, signals)?;
         let result = if live { answer.show().await } else { answer.print().await };
         house.engine.drain(std::time::Duration::ZERO).await;
         result
@@ -112,6 +112,7 @@ fn begin(
     prompt: &str,
     max_tokens: Option<usize>,
     live: bool,
+    signals: Signals,
 ) -> Result<Answer, CliError> {
     let text: &Text = &house.text;
     let (ids, resume_points, opening, dialect) = if arguments.raw {
@@ -141,7 +142,6 @@ fn begin(
     };
     let mut ticket = handle.submit(job)?;
     let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;
-    let signals = Signals::new().map_err(CliError::io("signals cannot be received"))?;
     Ok(Answer { reader, text: text.reader(opening, dialect, Rules::default()), signals })
 }
 

@@ -19,11 +19,13 @@ mod signals;
 mod wire;
 
 use std::error::Error;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 pub use error::CliError;
+use signals::Signals;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,9 +83,9 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Bench(arguments) => bench::run(*arguments),
-        Command::Fetch(arguments) => fetch::run(&arguments),
-        Command::Inspect(arguments) => inspect::run(&arguments),
-        Command::Quantize(arguments) => quantize::run(&arguments),
+        Command::Fetch(arguments) => until_stopped(move || fetch::run(&arguments)),
+        Command::Inspect(arguments) => until_stopped(move || inspect::run(&arguments)),
+        Command::Quantize(arguments) => until_stopped(move || quantize::run(&arguments)),
         Command::Openapi => openapi::run(),
         Command::Health(arguments) => health::run(arguments),
     };
@@ -96,14 +98,32 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The runtime for sockets, signals and timers. Two threads are plenty: what computes has threads of its own.
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a command on a runtime for sockets, signals and timers. Two threads are plenty: what computes has threads of its
+/// own. Work that the command has given up is not waited for: it ends with the process.
+fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("canvasd-io")
         .enable_all()
         .build()
-        .map_err(CliError::io("the runtime cannot start"))
+        .map_err(CliError::io("the runtime cannot start"))?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+/// Does a command's work, which blocks, unless SIGTERM or ctrl-C comes first.
+fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -> Result<(), CliError> {
+    block_on(async {
+        let done = Signals::new()?.or(work).await;
+        done.unwrap_or_else(|_| {
+            if std::io::stderr().is_terminal() {
+                // The cursor may stand behind a bar of progress.
+                eprintln!();
+            }
+            Err(CliError::Interrupted)
+        })
+    })
 }
 
 /// Prints an error, its causes, and what to do next.

@@ -9,10 +9,11 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::CliError;
 use super::listen::{self, Bounds};
 use super::options::{self, ModelOptions, push};
+use super::signals::Signals;
 use super::wire::{self, House};
-use super::{CliError, signals};
 use crate::api::{self, ApiSettings, AppState, Keys, ModelCard};
 use crate::config::Config;
 use crate::scheduler::{Handle, State};
@@ -70,14 +71,28 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let listener = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|source| CliError::Listen { address, source })?;
-    let house = wire::open(&config)?;
-    super::runtime()?.block_on(serve(config, keys, listener, house))
+    super::block_on(async {
+        let mut signals = Signals::new()?;
+        let loading = config.clone();
+        match signals.or(move || wire::open(&loading)).await {
+            Ok(house) => serve(config, keys, listener, house?, signals).await,
+            Err(name) => {
+                tracing::info!("{name}: stopped before the model was loaded");
+                Ok(())
+            }
+        }
+    })
 }
 
-async fn serve(config: Config, keys: Keys, listener: std::net::TcpListener, house: House) -> Result<(), CliError> {
+async fn serve(
+    config: Config,
+    keys: Keys,
+    listener: std::net::TcpListener,
+    house: House,
+    mut signals: Signals,
+) -> Result<(), CliError> {
     let listener = TcpListener::from_std(listener).map_err(CliError::io("the listener cannot be used"))?;
     let address = listener.local_addr().map_err(CliError::io("the listener has no address"))?;
-    let mut signals = signals::Signals::new().map_err(CliError::io("signals cannot be received"))?;
     greet(&house, &config, &keys, address);
 
     let handle = house.engine.handle();

@@ -40,6 +40,28 @@ def test_sigterm_lets_running_answers_end(start, model):
         httpx.get(server.url + "/health")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command, code", [
+    (["serve", "--port", "0", "--model"], 0),
+    (["generate", "hi", "--model"], 130),
+    (["fetch"], 130),
+])
+def test_signals_are_received_before_the_model_is_there(command, code, number, tmp_path):
+    ours = ("CANVASD_", "HF_")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(ours) and "PROXY" not in key.upper()}
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(30)
+        place = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path)}
+        process = subprocess.Popen(
+            [BINARY, *command, "own/er"], env=clean | place, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # The hub takes the connection and says nothing.
+        with hub.accept()[0]:
+            process.send_signal(number)
+            _, log = process.communicate(timeout=30)
+    assert process.returncode == code and "panicked" not in log, log
+
+
 def test_without_grace_running_answers_are_told(start, model):
     server = start(environment={"CANVASD_GRACE_SECONDS": "0"})
     with server.client() as client:

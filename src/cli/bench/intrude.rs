@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::PROMPTS;
-use crate::cli::{CliError, runtime, wire};
+use crate::cli::{CliError, block_on, wire};
 use crate::config::Config;
 use crate::diffusion::Sampler;
 use crate::pass::{Capacity, Denoiser, EngineError, Limits, Output, Pass, Segment, SegmentError, SlotId};
@@ -112,7 +112,7 @@ pub fn measure(config: &Config, tokens: usize, budgets: &[usize], repeats: usize
         let stamps = Stamps::default();
         let engine = Engine::start(Box::new(Timed { inner: model, stamps: stamps.clone() }), settings)?;
         let scene = Scene { handle: engine.handle(), text, sampler: parts.sampler, stamps, tokens };
-        let measured = runtime()?.block_on(scene.play(encode_rows, repeats))?;
+        let measured = block_on(scene.play(encode_rows, repeats))?;
         report.rows.push(measured);
     }
     Ok(report)

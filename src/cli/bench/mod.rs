@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::options::{configure, push};
 use super::signals::Signals;
-use super::{CliError, runtime, wire};
+use super::{CliError, block_on, wire};
 use crate::config::Config;
 use crate::kernels::cpu::Cpu;
 use crate::telemetry;
@@ -64,14 +64,14 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
         Some(_) => None,
         None => Some(wire::open(&config)?),
     };
-    runtime()?.block_on(async {
+    block_on(async {
         let target = match (&arguments.url, &house) {
             (Some(url), _) => Target::server(url).await?,
             (None, Some(house)) => Target::engine(house),
             (None, None) => return Err(CliError::EngineStopped),
         };
         let target = Arc::new(target);
-        let mut signals = Signals::new().map_err(CliError::io("signals cannot be received"))?;
+        let mut signals = Signals::new()?;
         tokio::select! {
             done = ask(&arguments, &target, most) => done,
             _ = signals.next() => Err(CliError::Interrupted),
