@@ -118,10 +118,12 @@ async fn serve(
             "{name}: no new requests; running ones have {} s to end (again to stop at once)", config.grace_seconds
         ),
     }
-    close.cancel();
     let abort = serving.abort_handle();
     let drained = async {
+        // Connections stay open, and new ones are taken, until the last answer has ended: whoever asks meanwhile is told
+        // that the server stops, and probes are answered.
         house.engine.drain(Duration::from_secs(config.grace_seconds)).await;
+        close.cancel();
         let _ = tokio::time::timeout(LAST_BYTES, serving).await;
     };
     tokio::select! {

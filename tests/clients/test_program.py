@@ -40,6 +40,30 @@ def test_sigterm_lets_running_answers_end(start, model):
         httpx.get(server.url + "/health")
 
 
+def test_while_answers_end_everybody_else_is_told(start, model):
+    server = start(environment={"CANVASD_MAX_RUNNING": "1"})
+    with server.client() as client, httpx.Client(base_url=server.url, timeout=30) as kept:
+        assert kept.get("/ready").status_code == 200
+        # One canvas at a time: eight stories take a while.
+        chunks = iter(client.chat.completions.create(model=model, messages=STORY, seed=7, stream=True, n=8))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 30
+        while kept.get("/ready").status_code == 200:
+            assert time.monotonic() < until
+        for answer in (
+            kept.get("/ready"),
+            kept.post("/v1/chat/completions", json={"messages": STORY}),
+            httpx.get(server.url + "/ready"),
+            httpx.post(server.url + "/v1/chat/completions", json={"messages": STORY}),
+        ):
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down", answer.text
+        assert kept.get("/health").status_code == 200
+        ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+        assert len(ends) == 8
+    assert server.process.wait(30) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command, code", [
     (["serve", "--port", "0", "--model"], 0),
