@@ -22,6 +22,14 @@ pub enum CheckpointError {
         /// What happened, and what to do.
         why: String,
     },
+    /// The hub does not answer, or not now.
+    #[error("{name}: {why}")]
+    Unreachable {
+        /// The repository, as it was asked for.
+        name: String,
+        /// What happened, and what to do.
+        why: String,
+    },
     /// A file that a checkpoint must have is missing.
     #[error("{folder} has no {file}: {hint}")]
     Missing {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::CliError;
-use crate::checkpoint::{Hub, Phase, Progress, Source};
+use crate::checkpoint::{self, Checkpoint, Hub, Phase, Progress, Source};
 
 /// Options of `canvasd fetch`.
 #[derive(Debug, Args)]
@@ -41,15 +41,12 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     writeln!(std::io::stdout(), "{}", path.display()).map_err(CliError::io("the path cannot be printed"))
 }
 
-/// A source whose files are on this machine: what is missing of a name on the hub is downloaded, and shown.
-pub fn present(source: Source) -> Result<Source, CliError> {
-    let Source::Hub(name) = &source else { return Ok(source) };
+/// Opens a checkpoint; what is missing of a name on the hub is downloaded, and shown.
+pub fn open(source: &Source) -> Result<Checkpoint, CliError> {
+    let Source::Hub(name) = source else { return Ok(checkpoint::open(source)?) };
     let bar = Bar::new();
-    let hub = Hub::from_env();
-    if hub.cached(name)?.is_none() {
-        hub.fetch(name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
-    }
-    Ok(source)
+    let found = Hub::from_env().locate(name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
+    Ok(Checkpoint { id: name.repo.clone(), ..checkpoint::open(&found)? })
 }
 
 /// Shows a download: a bar on a terminal, a line now and then in a log.

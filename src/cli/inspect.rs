@@ -45,8 +45,8 @@ fn requests() -> impl TypedValueParser<Value = usize> {
 /// Prints the description; no tensor is read unless it is to be measured.
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let quantization = wire::quantization(arguments.quantize.as_deref())?;
-    let source = fetch::present(Source::parse(arguments.model.as_deref())?)?;
-    let checkpoint = wire::quantized(checkpoint::open(&source)?, quantization)?;
+    let source = Source::parse(arguments.model.as_deref())?;
+    let checkpoint = wire::quantized(fetch::open(&source)?, quantization)?;
     let inspection = Inspection::of(&checkpoint, checkpoint::available());
     print(&inspection.to_string())?;
     if arguments.measure { measure(&checkpoint, arguments.positions, arguments.requests) } else { Ok(()) }

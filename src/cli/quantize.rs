@@ -29,8 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let scheme: Quantization = arguments.scheme.parse().map_err(CliError::Usage)?;
     // Before anything is downloaded.
     checkpoint::vacant(&arguments.out).map_err(CliError::Quantize)?;
-    let source = fetch::present(Source::parse(Some(&arguments.model))?)?;
-    let checkpoint = checkpoint::open(&source)?;
+    let checkpoint = fetch::open(&Source::parse(Some(&arguments.model))?)?;
     let terminal = std::io::stderr().is_terminal();
     let report = |done: u64, total: u64| {
         if terminal {

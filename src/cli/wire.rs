@@ -65,8 +65,8 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     // Before anything is downloaded: a slip of the pen should be told at once.
     let quantization = quantization(config.quantize.as_deref())?;
-    let source = super::fetch::present(Source::parse(config.model.as_deref())?)?;
-    let mut checkpoint = quantized(checkpoint::open(&source)?, quantization)?;
+    let source = Source::parse(config.model.as_deref())?;
+    let mut checkpoint = quantized(super::fetch::open(&source)?, quantization)?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
     let options = LoadOptions {
         device: device(config.device),

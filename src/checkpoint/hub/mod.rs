@@ -98,14 +98,24 @@ impl Hub {
         }
     }
 
-    /// The local checkpoint of a name: from the cache where it is complete, otherwise downloaded.
+    /// The local checkpoint of a name: from the cache where it is complete, otherwise downloaded. A hub that does not answer
+    /// is done without, with a warning, where a whole checkpoint lies in the cache.
     ///
     /// # Errors
     /// As [`Hub::fetch`]; offline, where the cache has not all of it.
     pub fn locate(&self, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
-        match self.cached(name)? {
-            Some(found) => Ok(found),
-            None => self.fetch(name, report),
+        if let Some(found) = self.cached(name)? {
+            return Ok(found);
+        }
+        match self.fetch(name, report) {
+            Err(CheckpointError::Unreachable { name: asked, why }) => match self.lying(name) {
+                Ok(Some(found)) => {
+                    tracing::warn!("{asked}: {why}; meanwhile what lies in the cache is used, unchecked");
+                    Ok(found)
+                }
+                _ => Err(CheckpointError::Unreachable { name: asked, why }),
+            },
+            fetched => fetched,
         }
     }
 
@@ -115,21 +125,28 @@ impl Hub {
     /// # Errors
     /// Where the cache holds several files that the name could mean.
     pub fn cached(&self, name: &HubName) -> Result<Option<Source>, CheckpointError> {
+        match self.fetched(name) {
+            None if name.file.is_some() || !self.can_ask() => self.lying(name),
+            known => Ok(known),
+        }
+    }
+
+    /// What a fetch has brought for a name without a file, as far as all of it is still there.
+    fn fetched(&self, name: &HubName) -> Option<Source> {
+        let repo = cache::Repo::of(&self.cache, &name.repo);
+        let commit = repo.commit(&name.revision).filter(|_| name.file.is_none())?;
+        let (chosen, snapshot) = (select::Chosen { files: repo.meaning(&commit)? }, repo.snapshot(&commit));
+        chosen.complete(&snapshot).then(|| chosen.source(&snapshot))
+    }
+
+    /// What a name means among the files that lie in the cache, however they came there: a part of the repository, perhaps,
+    /// such as one file that was asked for or another program's choice. `None` where they do not make a checkpoint.
+    fn lying(&self, name: &HubName) -> Result<Option<Source>, CheckpointError> {
         let repo = cache::Repo::of(&self.cache, &name.repo);
         let Some(commit) = repo.commit(&name.revision) else { return Ok(None) };
         let snapshot = repo.snapshot(&commit);
-        if name.file.is_none() {
-            // A snapshot may hold a part of the repository: one file that was asked for, or another tool's choice. What the
-            // whole of it offers is what a fetch has written down.
-            let fetched = repo.meaning(&commit).map(|files| select::Chosen { files });
-            match fetched.filter(|chosen| chosen.complete(&snapshot)) {
-                Some(chosen) => return Ok(Some(chosen.source(&snapshot))),
-                None if self.can_ask() => return Ok(None),
-                None => {}
-            }
-        }
         match select::choose(name, &cache::files(&snapshot)) {
-            Ok(chosen) if chosen.complete(&snapshot) => Ok(Some(chosen.source(&snapshot))),
+            Ok(chosen) if chosen.suffices(&snapshot) => Ok(Some(chosen.source(&snapshot))),
             Ok(_) | Err(select::Choice::Nothing(_)) => Ok(None),
             Err(select::Choice::Several(why)) => Err(refused(name, why)),
         }
@@ -144,8 +161,8 @@ impl Hub {
     /// process was killed, goes on where it stopped.
     ///
     /// # Errors
-    /// [`CheckpointError::Hub`] saying what to do: no such repository, no access, no network, no space, damaged data; always
-    /// in a build without the feature `hub`.
+    /// [`CheckpointError::Hub`] saying what to do: no such repository, no access, no space, damaged data; always in a build
+    /// without the feature `hub`. [`CheckpointError::Unreachable`] where the hub does not answer.
     pub fn fetch(&self, name: &HubName, report: &(dyn Fn(&Progress) + Sync)) -> Result<Source, CheckpointError> {
         self.bring(name, Trust::Length, report)
     }

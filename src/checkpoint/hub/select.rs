@@ -118,6 +118,12 @@ impl Chosen {
         map.values().filter_map(|shard| shard.as_str()).all(there)
     }
 
+    /// Whether a checkpoint can be opened from what is there, where nobody can say what more the repository has.
+    pub(crate) fn suffices(&self, snapshot: &Path) -> bool {
+        let one_file = self.files.iter().any(|file| is_gguf(file));
+        self.complete(snapshot) && (one_file || snapshot.join("tokenizer.json").is_file())
+    }
+
     /// What to open.
     pub(crate) fn source(&self, snapshot: &Path) -> Source {
         match self.files.iter().find(|file| is_gguf(file)) {

@@ -129,10 +129,38 @@ fn a_plain_name_means_what_the_repository_offers() {
     // Another tool's choice of files, as good as it is: completed where the hub can be asked.
     std::fs::remove_dir_all(cache.path().join("models--own--er/.canvasd.files")).unwrap();
     std::fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
-    assert_eq!(offline.locate(&plain, &quiet).unwrap(), folder);
-    assert!(!snapshot.join("tokenizer.json").exists());
+    let error = offline.locate(&plain, &quiet).unwrap_err().to_string();
+    assert!(error.contains("(wholly)"), "{error}");
     assert_eq!(hub.locate(&plain, &quiet).unwrap(), folder);
     assert!(std::fs::read(snapshot.join("tokenizer.json")).unwrap() == files[2].1);
+}
+
+#[test]
+fn a_cache_that_is_whole_serves_while_the_hub_is_away() {
+    let files =
+        [("config.json", b"{}".to_vec()), ("model.safetensors", noise(30, 1)), ("tokenizer.json", noise(20, 2))];
+    let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let plain = name("own/er");
+    let folder = hub.fetch(&plain, &quiet).unwrap();
+    let Source::Folder(snapshot) = &folder else { panic!("{folder:?}") };
+    // As another program would have filled it.
+    std::fs::remove_dir_all(cache.path().join("models--own--er/.canvasd.files")).unwrap();
+    let away = || server.set(|behaviour| behaviour.busy = 3);
+    away();
+    assert_eq!(hub.locate(&plain, &quiet).unwrap(), folder);
+    away();
+    let error = hub.fetch(&plain, &quiet).unwrap_err();
+    assert!(matches!(error, CheckpointError::Unreachable { .. }), "a fetch says that it has not fetched: {error}");
+    // A hub that answers is believed.
+    server.set(|behaviour| behaviour.refuse = Some((404, "RepoNotFound")));
+    let error = hub.locate(&plain, &quiet).unwrap_err().to_string();
+    assert!(error.contains("no such repository"), "{error}");
+    server.set(|behaviour| behaviour.refuse = None);
+    std::fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
+    away();
+    let error = hub.locate(&plain, &quiet).unwrap_err().to_string();
+    assert!(error.contains("try again later"), "a part of a checkpoint does not serve: {error}");
 }
 
 #[test]

@@ -378,7 +378,7 @@ fn patiently<T>(name: &HubName, mut ask: impl FnMut() -> Result<T, Failure>) -> 
             Err(Failure::Passing(why, wait)) => {
                 attempt += 1;
                 if attempt >= 3 {
-                    return Err(refused(name, why));
+                    return Err(CheckpointError::Unreachable { name: name.to_string(), why });
                 }
                 std::thread::sleep(wait.unwrap_or(Duration::from_millis(250) * 2u32.pow(attempt)));
             }
