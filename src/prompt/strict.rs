@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// Keywords that demand nothing. `format` is one of them by the standard's own default.
 const ANNOTATIONS: [&str; 11] = [
@@ -170,6 +170,7 @@ impl Check<'_> {
             ("maxItems", rule, Value::Array(items)) => within(rule, items.len() as f64, f64::le),
             ("minLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::ge),
             ("maxLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::le),
+            ("multipleOf", Value::Number(step), Value::Number(number)) => is_multiple(number, step),
             (_, rule, Value::Number(number)) => {
                 let number = number.as_f64().unwrap_or(f64::NAN);
                 match keyword {
@@ -177,7 +178,6 @@ impl Check<'_> {
                     "maximum" => within(rule, number, f64::le),
                     "exclusiveMinimum" => within(rule, number, f64::gt),
                     "exclusiveMaximum" => within(rule, number, f64::lt),
-                    "multipleOf" => within(rule, number, |number, step| (number / step).fract() == 0.0),
                     _ => true,
                 }
             }
@@ -188,6 +188,57 @@ impl Check<'_> {
 
 fn within(rule: &Value, measured: f64, holds: impl Fn(&f64, &f64) -> bool) -> bool {
     rule.as_f64().is_some_and(|bound| holds(&measured, &bound))
+}
+
+/// Whether a number is a whole multiple of a step, as both are written: 19.99 is one of 0.01, though not of the doubles
+/// that stand for them. Nothing is a multiple of 0.
+fn is_multiple(number: &Number, step: &Number) -> bool {
+    let (Some(number), Some(step)) = (Decimal::of(number), Decimal::of(step)) else { return false };
+    if step.digits == 0 {
+        return false;
+    }
+    let shift = number.exponent.abs_diff(step.exponent);
+    if number.exponent >= step.exponent {
+        // Both factors are below the step's digits, which are below 2^64.
+        let rest = number.digits % step.digits * power_of_ten(shift, step.digits);
+        return rest.is_multiple_of(step.digits);
+    }
+    // A step that is too large for this is larger than any number's digits; of those only 0 is a multiple.
+    let step = 10u128.checked_pow(shift).and_then(|power| step.digits.checked_mul(power));
+    step.map_or(number.digits == 0, |step| number.digits.is_multiple_of(step))
+}
+
+/// Ten to a power, as a remainder of a division by at most 2^64.
+fn power_of_ten(exponent: u32, modulus: u128) -> u128 {
+    let (mut power, mut base, mut rest) = (1 % modulus, 10 % modulus, exponent);
+    while rest > 0 {
+        if rest % 2 == 1 {
+            power = power * base % modulus;
+        }
+        base = base * base % modulus;
+        rest /= 2;
+    }
+    power
+}
+
+/// A number's magnitude in decimal digits: `digits` × 10^`exponent`.
+struct Decimal {
+    /// Below 2^64, as JSON's numbers are here integers of 64 bits or doubles, whose digits are at most 17.
+    digits: u128,
+    exponent: i32,
+}
+
+impl Decimal {
+    fn of(number: &Number) -> Option<Decimal> {
+        let written = number.to_string();
+        let (mantissa, exponent) = written.split_once(['e', 'E']).unwrap_or((&written, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let fraction = fraction.trim_end_matches('0');
+        let digits = format!("{}{fraction}", whole.trim_start_matches('-')).parse::<u128>().ok()?;
+        let digits = (digits <= u128::from(u64::MAX)).then_some(digits)?;
+        let exponent = exponent.parse::<i32>().ok()?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
+        Some(Decimal { digits, exponent })
+    }
 }
 
 fn is(value: &Value, kind: &Value) -> bool {
@@ -213,6 +264,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -314,6 +366,50 @@ mod tests {
         }
         assert!(tools(json!({"items": 5})).is_err());
         assert!(tools(json!({"format": "date", "title": "x", "default": 1})).is_ok());
+    }
+
+    #[test]
+    fn multiples_are_counted_in_decimals() {
+        let multiple = |number: &str, step: &str| {
+            let read = |text: &str| serde_json::from_str::<Number>(text).unwrap();
+            is_multiple(&read(number), &read(step))
+        };
+        for (number, step) in [
+            ("19.99", "0.01"),
+            ("0.3", "0.1"),
+            ("-1.15", "0.05"),
+            ("0", "0.1"),
+            ("1e20", "1e-20"),
+            ("14e20", "7e20"),
+            ("18446744073709551614", "2"),
+            ("2.50", "1.25"),
+            ("3", "1.0"),
+        ] {
+            assert!(multiple(number, step), "{number} of {step}");
+        }
+        for (number, step) in [
+            ("19.995", "0.01"),
+            ("0.35", "0.1"),
+            ("18446744073709551615", "2"),
+            ("9007199254740993", "2"),
+            ("1e-20", "1e20"),
+            ("1", "0"),
+            ("0", "0"),
+            ("1", "0.3"),
+        ] {
+            assert!(!multiple(number, step), "{number} of {step}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn multiples_are_found_and_their_neighbours_are_not(
+            times in 0..1_000_000u64, step in 2..1_000_000u64, places in 0..12u32,
+        ) {
+            let number = |digits: u64| serde_json::from_str::<Number>(&format!("{digits}e-{places}")).unwrap();
+            prop_assert!(is_multiple(&number(times * step), &number(step)));
+            prop_assert!(!is_multiple(&number(times * step + 1), &number(step)));
+        }
     }
 
     #[test]
