@@ -1,8 +1,8 @@
 //! The model's notation for tool calls, read into JSON.
 //!
 //! `call:NAME{key:value,…}` with bare keys, strings between quote tokens (verbatim, whatever they hold), bare `true`,
-//! `false`, `null` and numbers, `[…]` and `{…}`. Keys and strings in JSON's own quotes are read too. Anything else is
-//! malformed.
+//! `false`, `null` and numbers, `[…]` and `{…}`. Read too is what models write at times: keys and strings in JSON's quotes
+//! or in single ones, and Python's `True`, `False` and `None`. Anything else is malformed.
 
 /// A symbol of a call: a character, or a quote token. Characters that look like a quote token are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Reader<'_> {
     fn value(&mut self, out: &mut String, depth: usize) -> Option<()> {
         self.space();
         match self.peek()? {
-            Symbol::Quote | Symbol::Char('"') => self.string(out),
+            Symbol::Quote | Symbol::Char('"' | '\'') => self.string(out),
             Symbol::Char('{') => self.object(out, depth + 1),
             Symbol::Char('[') => self.list(out, depth + 1),
             Symbol::Char(_) => {
@@ -95,7 +95,7 @@ impl Reader<'_> {
     fn object(&mut self, out: &mut String, depth: usize) -> Option<()> {
         self.items(['{', '}'], out, depth, |reader, out| {
             match reader.peek()? {
-                Symbol::Quote | Symbol::Char('"') => reader.string(out)?,
+                Symbol::Quote | Symbol::Char('"' | '\'') => reader.string(out)?,
                 Symbol::Char(_) => {
                     let key = reader.bare(|c| matches!(c, ':' | ',' | '{' | '}' | '[' | ']'))?;
                     if key.is_empty() {
@@ -144,35 +144,55 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// A string between quote tokens, taken as it is, or one in JSON's quotes.
+    /// A string: verbatim between quote tokens, or with JSON's escapes between characters that are quotes.
     fn string(&mut self, out: &mut String) -> Option<()> {
-        let verbatim = self.peek()? == Symbol::Quote;
+        let open = self.peek()?;
         self.at += 1;
+        let text = match open {
+            Symbol::Quote => self.verbatim()?,
+            Symbol::Char(quote) => self.escaped(quote)?,
+        };
+        out.push_str(&quoted(&text));
+        Some(())
+    }
+
+    /// The rest of a string, up to a quote token.
+    fn verbatim(&mut self) -> Option<String> {
         let mut text = String::new();
         loop {
             let symbol = self.peek()?;
             self.at += 1;
             match symbol {
-                Symbol::Quote if verbatim => break,
-                Symbol::Quote => return None,
-                Symbol::Char('"') if !verbatim => break,
-                Symbol::Char('\\') if !verbatim => {
-                    text.push('\\');
-                    let Symbol::Char(escaped) = self.peek()? else { return None };
-                    text.push(escaped);
-                    self.at += 1;
-                }
-                Symbol::Char(c) if !verbatim && c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+                Symbol::Quote => return Some(text),
                 Symbol::Char(c) => text.push(c),
             }
         }
-        if verbatim {
-            out.push_str(&quoted(&text));
-        } else {
-            let text: String = serde_json::from_str(&format!("\"{text}\"")).ok()?;
-            out.push_str(&quoted(&text));
+    }
+
+    /// The rest of a string, up to the character that opened it; no quote token may be in it.
+    fn escaped(&mut self, quote: char) -> Option<String> {
+        let mut json = String::from('"');
+        loop {
+            let Symbol::Char(c) = self.peek()? else { return None };
+            self.at += 1;
+            match c {
+                c if c == quote => break,
+                '\\' => {
+                    let Symbol::Char(escaped) = self.peek()? else { return None };
+                    self.at += 1;
+                    // JSON has no escape for a single quote, since it needs none.
+                    if escaped != '\'' {
+                        json.push('\\');
+                    }
+                    json.push(escaped);
+                }
+                '"' => json.push_str("\\\""),
+                c if c.is_control() => json.push_str(&format!("\\u{:04x}", u32::from(c))),
+                c => json.push(c),
+            }
         }
-        Some(())
+        json.push('"');
+        serde_json::from_str(&json).ok()
     }
 }
 
@@ -183,7 +203,9 @@ fn quoted(text: &str) -> String {
 /// The JSON of a bare value: a number keeps the digits it was written with.
 fn literal(text: &str) -> Option<&str> {
     match text {
-        "true" | "false" | "null" => Some(text),
+        "true" | "True" => Some("true"),
+        "false" | "False" => Some("false"),
+        "null" | "None" => Some("null"),
         _ => (text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
             && serde_json::from_str::<serde_json::Number>(text).is_ok())
         .then_some(text),

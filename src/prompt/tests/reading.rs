@@ -189,6 +189,26 @@ fn strings_in_calls_are_verbatim() {
 }
 
 #[test]
+fn single_quotes_and_pythons_words_are_read() {
+    for (inside, arguments) in [
+        (
+            "{tags:['x', 'y z'],all:True,none:None,no:False}",
+            r#"{"tags":["x","y z"],"all":true,"none":null,"no":false}"#,
+        ),
+        (r#"{'key':'say "hi", it\'s {1}'}"#, r#"{"key":"say \"hi\", it's {1}"}"#),
+        (r#"{"key":"it's \'so\'\u0041\n"}"#, r#"{"key":"it's 'so'A\n"}"#),
+        ("{'':''}", r#"{"":""}"#),
+    ] {
+        let (answer, ..) = answer(&format!("<|tool_call>call:f{inside}<tool_call|>"));
+        assert_eq!(answer.calls, [("f".into(), arguments.into())], "{inside}: {answer:?}");
+    }
+    for inside in ["{a:'open}", "{a:'x\"}", "{a:'<|\"|>x'}", "{a:TRUE}", "{a:'\\q'}"] {
+        let (answer, ..) = answer(&format!("<|tool_call>call:f{inside}<tool_call|>"));
+        assert!(answer.calls.is_empty() && answer.content.starts_with("call:f{"), "{inside}: {answer:?}");
+    }
+}
+
+#[test]
 fn without_tools_a_call_is_content() {
     let text = plain();
     let ask = Ask { dialect: Dialect::ChatWithoutTools, ..CHAT };
@@ -328,6 +348,8 @@ fn tokens() -> impl Strategy<Value = Vec<u32>> {
         "<|turn>",
         "\u{0}",
         "\"",
+        "'",
+        "True",
         "\\",
     ];
     let known: Vec<u32> = spelled.iter().flat_map(|spelled| ids(spelled)).collect();
