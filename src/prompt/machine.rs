@@ -45,7 +45,7 @@ pub enum Channel {
     Reasoning,
     /// A tool call.
     Tool,
-    /// No text: markers, end tokens, the thought channel's title, whatever follows the end.
+    /// No text: markers, end tokens, the thought channel's title, a stop string, whatever follows the end.
     Marker,
 }
 
@@ -108,6 +108,9 @@ pub(super) struct Machine {
     /// Space of the content held back.
     space: String,
     calls: usize,
+    /// Bytes of content that the stop strings have been looked for in, and those of them that belong to the answer.
+    searched: usize,
+    kept: usize,
     ended: Option<FinishReason>,
 }
 
@@ -130,6 +133,8 @@ impl Machine {
             blank: if raw { Blank::Shown } else { Blank::Waits },
             space: String::new(),
             calls: 0,
+            searched: 0,
+            kept: 0,
             ended: None,
         }
     }
@@ -137,6 +142,17 @@ impl Machine {
     /// Why the answer is over, once it is.
     pub(super) fn ended(&self) -> Option<FinishReason> {
         self.ended
+    }
+
+    /// Where the content has come to, in bytes.
+    pub(super) fn reach(&self) -> usize {
+        let waiting = if matches!(self.place, Place::Content) { self.head.len() } else { 0 };
+        self.searched + waiting
+    }
+
+    /// Where a stop string has ended the content, as [`Machine::reach`] counts, which goes on to the string's own end.
+    pub(super) fn cut(&self) -> Option<usize> {
+        (self.kept < self.searched && self.ended.is_some()).then_some(self.kept)
     }
 
     /// The tokens of a call that is not complete.
@@ -263,6 +279,8 @@ impl Machine {
     fn scan(&mut self, text: &str, out: &mut Vec<Delta>) {
         let mut shown = String::new();
         let scan = self.stop.push(text, &mut shown);
+        self.searched += text.len();
+        self.kept += shown.len();
         self.show(&shown, out);
         if scan == Scan::Stopped {
             self.show_space(out);
@@ -371,6 +389,7 @@ impl Machine {
         if self.ended.is_none() {
             let mut shown = String::new();
             self.stop.finish(&mut shown);
+            self.kept += shown.len();
             self.show(&shown, out);
             self.show_space(out);
         }

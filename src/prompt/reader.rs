@@ -46,15 +46,22 @@ impl TextReader {
     /// Takes committed tokens and gives out the text they make certain, in order.
     pub fn push(&mut self, tokens: &[u32]) -> Vec<Delta> {
         let mut out = Vec::new();
+        let mut begins = Vec::with_capacity(tokens.len());
         self.channels.clear();
         for &id in tokens {
+            begins.push(self.machine.reach());
             let channel = self.machine.push(id, &mut out);
             self.channels.push(channel);
+        }
+        if let Some(cut) = self.machine.cut() {
+            let said = self.channels.iter_mut().zip(begins).filter(|(channel, _)| **channel == Channel::Content);
+            said.filter(|(_, begin)| *begin >= cut).for_each(|(channel, _)| *channel = Channel::Marker);
         }
         out
     }
 
-    /// What each token of the last [`TextReader::push`] belongs to.
+    /// What each token of the last [`TextReader::push`] belongs to. Tokens of a stop string are no content; but where it
+    /// began in an earlier push, the tokens of that one have been content already.
     pub fn channels(&self) -> &[Channel] {
         &self.channels
     }

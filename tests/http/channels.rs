@@ -113,6 +113,18 @@ async fn logprobs_spell_the_content_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn logprobs_of_a_stop_string_are_left_out() {
+    let app = App::new();
+    let whole = app.chat("story", json!({"stop": "gentle fox", "logprobs": true})).await.ok();
+    let content = message(&whole)["content"].as_str().unwrap();
+    let tokens = whole["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let tokens: Vec<&str> = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    let (last, others) = tokens.split_last().unwrap();
+    assert!(content.ends_with("was a ") && tokens.concat().starts_with(content), "{tokens:?}");
+    assert!(others.concat().len() < content.len(), "{last:?} begins within the content {content:?}");
+}
+
+#[tokio::test]
 async fn no_chunk_holds_half_a_character() {
     let app = App::new();
     let events = streamed(&app, "umlaut", json!({})).await;

@@ -67,7 +67,7 @@ async fn streamed_and_whole_answers_are_equal() {
         ("dice", json!({"seed": 4})),
         ("umlaut", json!({"seed": 4, "logprobs": true})),
         ("think", json!({})),
-        ("story", json!({"stop": ["lived in a"]})),
+        ("story", json!({"stop": ["lived in a"], "logprobs": true})),
         ("babble", json!({"max_tokens": 37})),
         ("both", json!({"tools": tools})),
         ("call", json!({"tools": tools, "parallel_tool_calls": false})),

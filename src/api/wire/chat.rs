@@ -50,7 +50,7 @@ pub struct ChatRequest {
     /// A string, or up to 4, before which the answer ends. It is looked for in the content, not in the reasoning.
     pub stop: Option<Stop>,
     /// Gives each content token's log-probability at the last step of its canvas, under that step's temperature and
-    /// biases. Default false.
+    /// biases. The tokens of a stop string have none, as far as they are of the canvas in which it ends. Default false.
     pub logprobs: Option<bool>,
     /// Alternatives per token, 0 to 20; needs `logprobs`.
     #[schema(maximum = 20)]

@@ -34,7 +34,7 @@ pub struct CompletionRequest {
     pub best_of: Option<usize>,
     /// Repeats the prompt in front of the answer. Not with `logprobs`. Default false.
     pub echo: Option<bool>,
-    /// Gives log-probabilities with that many alternatives per token, 0 to 5.
+    /// Gives log-probabilities with that many alternatives per token, 0 to 5; of a stop string's tokens as in chat.
     #[schema(maximum = 5)]
     pub logprobs: Option<u32>,
     /// Refused unless empty: text is continued, not filled in.

@@ -267,6 +267,33 @@ fn stop_strings_cut_the_content_and_count_up_to_themselves() {
 }
 
 #[test]
+fn tokens_that_a_stop_string_cuts_off_are_no_content() {
+    let text = plain();
+    let stop = ["cat na".to_owned()];
+    let tokens = ids("The cat named Tom.");
+    let begins = |count: usize| text.decode(&tokens[..count]).len();
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    assert_eq!(reader.push(&tokens), [Delta::Content("The ".into())]);
+    for (at, channel) in reader.channels().iter().enumerate() {
+        let said = begins(at) < "The ".len();
+        assert_eq!(*channel == Channel::Content, said, "token {at} of {:?}", reader.channels());
+    }
+    // Token by token nothing can be taken back but the one that completes the stop string.
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    let last = (0..tokens.len()).find(|&at| begins(at + 1) >= "The cat na".len()).unwrap();
+    for (at, &token) in tokens.iter().enumerate() {
+        reader.push(&[token]);
+        assert_eq!(reader.channels() == [Channel::Content], at < last, "token {at}");
+    }
+    // Without a stop string, or without its end, everything is said.
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    let held = ids("The cat n");
+    reader.push(&held);
+    assert!(reader.channels().iter().all(|channel| *channel == Channel::Content));
+    assert_eq!(reader.finish(), [Delta::Content("cat n".into())]);
+}
+
+#[test]
 fn channels_tell_what_each_token_is_part_of() {
     let text = plain();
     let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules::default());
