@@ -23,22 +23,35 @@ pub(crate) fn chat(text: &Text, said: &[Said], alternatives: usize) -> ChatLogpr
     ChatLogprobs { content: content.collect(), refusal: None }
 }
 
-/// The older shape. `offset` is where the text so far ends, in code points; it is moved on.
+/// The older shape. `offset` is how many code points have begun so far; it is moved on.
 pub(crate) fn completion(text: &Text, said: &[Said], alternatives: usize, offset: &mut usize) -> CompletionLogprobs {
     let mut logprobs = CompletionLogprobs::default();
     for said in said.iter().filter(|said| said.channel == Channel::Content) {
-        let (token, _) = spelled(text, said.token.id);
+        let bytes = text.token_bytes(said.token.id);
         let mut top = Map::new();
         for candidate in said.token.top.iter().take(alternatives) {
-            top.insert(spelled(text, candidate.token).0, number(candidate.logit));
+            // Tokens that are spelled alike are one entry, the likelier one.
+            top.entry(in_text(text.token_bytes(candidate.token))).or_insert_with(|| number(candidate.logit));
         }
-        logprobs.text_offset.push(*offset);
-        *offset += token.chars().count();
+        let inside = bytes.first().is_some_and(|first| !begins(*first));
+        logprobs.text_offset.push(offset.saturating_sub(usize::from(inside)));
+        *offset += bytes.iter().filter(|byte| begins(**byte)).count();
         logprobs.token_logprobs.push(finite(said.token.logprob));
         logprobs.top_logprobs.push(top);
-        logprobs.tokens.push(token);
+        logprobs.tokens.push(in_text(bytes));
     }
     logprobs
+}
+
+/// Whether a byte of UTF-8 begins a code point.
+fn begins(byte: u8) -> bool {
+    byte & 0xC0 != 0x80
+}
+
+/// A token where there is no list of its bytes: bytes that are no text by themselves are spelled as `bytes:\xe6\x97`, as
+/// the original API does it.
+fn in_text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| format!("bytes:{}", error.as_bytes().escape_ascii()))
 }
 
 /// How sure the model was on average; what `best_of` ranks by.

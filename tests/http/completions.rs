@@ -114,6 +114,28 @@ async fn logprobs_have_the_older_shape() {
 }
 
 #[tokio::test]
+async fn parts_of_characters_are_spelled_by_their_bytes_and_keep_their_place() {
+    let app = App::new();
+    let reply = app.complete("umlaut", json!({"logprobs": 2, "max_tokens": 60})).await.ok();
+    let text: Vec<char> = texts(&reply)[0].chars().collect();
+    let logprobs = &reply["choices"][0]["logprobs"];
+    let mut parts = 0;
+    for (at, token) in logprobs["tokens"].as_array().unwrap().iter().enumerate() {
+        let token = token.as_str().unwrap();
+        let offset = usize::try_from(logprobs["text_offset"][at].as_u64().unwrap()).unwrap();
+        if token.starts_with("bytes:") {
+            parts += 1;
+            assert!(!text[offset].is_ascii(), "{token} at {offset}");
+        } else {
+            assert!(text[offset..].starts_with(&token.chars().collect::<Vec<_>>()), "{token:?} at {offset}");
+        }
+        let top = logprobs["top_logprobs"][at].as_object().unwrap();
+        assert!(top.len() == 2 && top.contains_key(token), "{token:?}: {top:?}");
+    }
+    assert!(parts >= 4 && logprobs["tokens"].as_array().unwrap().contains(&json!("bytes:\\xf0")), "{logprobs}");
+}
+
+#[tokio::test]
 async fn the_best_are_chosen_by_mean_logprob() {
     let app = App::new();
     let all = app.complete("dice", json!({"n": 4, "seed": 3, "logprobs": 0})).await.ok();

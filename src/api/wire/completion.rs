@@ -89,13 +89,13 @@ pub struct CompletionChoice {
 /// Log-probabilities in the older shape: four lists of the same length.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
-    /// The tokens.
+    /// The tokens. One that holds only a part of a character is spelled by its bytes: `bytes:\xe6`.
     pub tokens: Vec<String>,
     /// How sure the model was of each.
     pub token_logprobs: Vec<f32>,
-    /// The best alternatives of each.
+    /// The best alternatives of each, spelled likewise. Of several with the same spelling the likeliest is named.
     #[schema(value_type = Vec<Object>)]
     pub top_logprobs: Vec<Map<String, Value>>,
-    /// Where each begins in the text, in Unicode code points.
+    /// Where each begins in the text, in Unicode code points; the parts of a character all begin where it stands.
     pub text_offset: Vec<usize>,
 }
