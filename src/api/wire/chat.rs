@@ -74,7 +74,7 @@ pub struct ChatRequest {
     pub parallel_tool_calls: Option<bool>,
     /// `text`; the JSON formats are refused until they are enforced.
     pub response_format: Option<ResponseFormat>,
-    /// `none` and `minimal` answer at once; `low`, `medium`, `high` and `xhigh` let the model think first, where its
+    /// `none` and `minimal` answer at once; `low`, `medium`, `high`, `xhigh` and `max` let the model think first, where its
     /// template can.
     pub reasoning_effort: Option<ReasoningEffort>,
     /// Handed to the checkpoint's chat template. `enable_thinking` switches thinking, and beats `reasoning_effort`.
@@ -157,6 +157,8 @@ pub enum ReasoningEffort {
     High,
     /// Thinking is on.
     Xhigh,
+    /// Thinking is on.
+    Max,
 }
 
 /// One message of a conversation. What a client got as an answer may be sent back as it is.
