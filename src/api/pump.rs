@@ -174,7 +174,7 @@ impl Tally {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokens { cached_tokens: cached.flatten().sum() },
+            prompt_tokens_details: PromptTokens { cached_tokens: cached.flatten().sum(), cache_write_tokens: 0 },
             completion_tokens_details: CompletionTokens { reasoning_tokens: sum(|cost| cost.reasoning_tokens) },
             diffusion: DiffusionUsage {
                 canvases: sum(|cost| cost.usage.canvases),

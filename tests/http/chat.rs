@@ -36,7 +36,7 @@ async fn an_answer_has_the_shape_that_clients_expect() {
             }],
             "usage": {
                 "prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens,
-                "prompt_tokens_details": {"cached_tokens": 0},
+                "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                 "completion_tokens_details": {"reasoning_tokens": 0},
                 "diffusion": {"canvases": 1, "steps": null, "tokens_per_forward": "…", "forced_commits": 0}
             },

@@ -25,6 +25,8 @@ pub struct Usage {
 pub struct PromptTokens {
     /// Tokens that an earlier request had already encoded.
     pub cached_tokens: usize,
+    /// Always 0: what is kept for later requests is not counted apart.
+    pub cache_write_tokens: usize,
 }
 
 /// More about the answers.
