@@ -31,14 +31,17 @@ pub(crate) trait StreamDialect: Send + 'static {
 
 /// An event whose data is `value` as JSON on one line.
 pub(crate) fn data(value: &impl Serialize) -> Event {
-    // The wire types hold nothing that JSON cannot: serialization fails on maps with keys other than text only.
-    let json = serde_json::to_string(value).expect("wire types are JSON");
-    Event::default().data(json)
+    Event::default().data(json(value))
 }
 
-/// The same as an event with a name.
+/// The same as an event with a name, which stands first: there are clients that read line by line.
 pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
-    data(value).event(name)
+    Event::default().event(name).data(json(value))
+}
+
+fn json(value: &impl Serialize) -> String {
+    // The wire types hold nothing that JSON cannot: serialization fails on maps with keys other than text only.
+    serde_json::to_string(value).expect("wire types are JSON")
 }
 
 /// The event that ends a stream of chunks.

@@ -17,21 +17,24 @@ fn text(response: &Value) -> String {
     parts.map(|part| part["text"].as_str().unwrap()).collect()
 }
 
-/// The events of a stream: names and data.
+/// The items of an output without their ids.
+fn items(response: &Value) -> Vec<Value> {
+    let mut items = response["output"].as_array().unwrap().clone();
+    for item in &mut items {
+        (item["id"], item["call_id"]) = (Value::Null, Value::Null);
+    }
+    items
+}
+
+/// The events of a stream: names and data, in that order.
 fn events(reply: &Reply) -> Vec<(String, Value)> {
     assert_eq!(reply.headers["content-type"], "text/event-stream", "{}", reply.body);
     let blocks = reply.body.split("\n\n").filter(|block| !block.is_empty() && !block.starts_with(':'));
     let events: Vec<(String, Value)> = blocks
         .map(|block| {
-            let (mut name, mut data) = (String::new(), Value::Null);
-            for line in block.lines() {
-                if let Some(value) = line.strip_prefix("event: ") {
-                    name = value.to_owned();
-                } else if let Some(value) = line.strip_prefix("data: ") {
-                    data = serde_json::from_str(value).unwrap();
-                }
-            }
-            (name, data)
+            let lines = block.strip_prefix("event: ").and_then(|block| block.split_once("\ndata: "));
+            let (name, data) = lines.unwrap_or_else(|| panic!("no event: {block}"));
+            (name.to_owned(), serde_json::from_str(data).unwrap())
         })
         .collect();
     for (sequence, (name, data)) in events.iter().enumerate() {
@@ -68,6 +71,10 @@ async fn an_answer_has_the_shape_that_clients_expect() {
     let usage = &reply["usage"];
     let sum = usage["input_tokens"].as_u64().unwrap() + usage["output_tokens"].as_u64().unwrap();
     assert_eq!(usage["total_tokens"], sum);
+    assert_eq!(usage["input_tokens_details"], json!({"cached_tokens": 0, "cache_write_tokens": 0}));
+    let fields = json!({"tool_choice": "none", "reasoning": {"effort": "max"}});
+    let reply = respond(&app, json!("hello"), fields).await.ok();
+    assert_eq!((&reply["tool_choice"], &reply["reasoning"]["effort"]), (&json!("none"), &json!("max")));
 }
 
 #[tokio::test]
@@ -239,6 +246,24 @@ async fn calls_are_streamed_with_the_documented_events() {
 }
 
 #[tokio::test]
+async fn a_whole_answer_holds_the_items_of_its_stream() {
+    let app = App::new();
+    for input in ["mixed", "look", "both", "think", "story"] {
+        let whole = respond(&app, json!(input), json!({"tools": weather()})).await.ok();
+        let streamed = events(&respond(&app, json!(input), json!({"tools": weather(), "stream": true})).await);
+        assert_eq!(items(&whole), items(&streamed.last().unwrap().1["response"]), "{input}");
+    }
+    // A call in the first canvas, and text in the second.
+    let whole = respond(&app, json!("mixed"), json!({"tools": weather()})).await.ok();
+    assert_eq!(
+        (calls(&whole), &whole["output"].as_array().unwrap().last().unwrap()["type"]),
+        (vec![PARIS], &json!("message"))
+    );
+    assert_eq!(text(&whole), STORY);
+    assert_eq!(respond(&app, json!("crash"), json!({})).await.refused(500)["code"], "model_failed");
+}
+
+#[tokio::test]
 async fn what_cannot_be_honoured_is_refused_by_name() {
     let app = App::new();
     for (fields, param) in [
@@ -246,6 +271,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"input": []}), "input"),
         (json!({"input": 5}), "input"),
         (json!({"input": [{"role": "user"}]}), "input[0].content"),
+        (json!({"input": [{"type": "message", "role": "tool", "content": "x"}]}), "input[0].role"),
         (
             json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}),
             "input[0].content[0]",
@@ -287,6 +313,9 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         let error = respond(&app, json!("hello"), fields.clone()).await.refused(400);
         assert_eq!(error["param"], param, "{fields}: {error}");
     }
+    let result = json!([{"role": "tool", "tool_call_id": "c", "content": "x"}]);
+    let error = respond(&app, result, json!({})).await.refused(400);
+    assert!(error["message"].as_str().unwrap().contains("function_call_output"), "{error}");
     let document: Value = serde_json::from_str(&canvasd::api::openapi()).unwrap();
     let mut body = json!({});
     for name in document["components"]["schemas"]["ResponsesRequest"]["properties"].as_object().unwrap().keys() {

@@ -62,6 +62,7 @@ fn script() -> Script {
         ("look", say(&format!("A look.\n{}\n", call("Paris")))),
         ("call", say(&call("Paris"))),
         ("both", say(&format!("{}{}", call("Paris"), call("Rome")))),
+        ("mixed", say(&format!("{}{STORY}", call("Paris")))),
         ("broken", say("<|tool_call>weather Paris<tool_call|>")),
         ("dice", Act::Dice((0..64).map(|n| ids(&format!("The dice say {n}."))).collect())),
         ("babble", Act::Babble(ids(" one two three four"), Duration::from_millis(5))),

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::super::super::conversation::{Toolbox, arguments, check_kind, content, one};
 use super::super::super::error::ApiError;
-use super::super::super::wire::chat::Message;
+use super::super::super::wire::chat::{self as wire, Message};
 use super::super::super::wire::either::{Content, Input};
 use super::super::super::wire::options::Function;
 use super::super::super::wire::responses::{FunctionTool, InputItem};
@@ -58,9 +58,14 @@ impl Turns {
     }
 
     fn message(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
+        if item.role == Some(wire::Role::Tool) {
+            let message = "The result of a call is no message here; send an item of the type 'function_call_output' with \
+                           the call's 'call_id' and its 'output'.";
+            return Err(ApiError::invalid(format!("{path}.role"), message));
+        }
         let content = item.content.filter(|content| !matches!(content, Content::Parts(parts) if parts.is_empty()));
-        let wire = Message { role: item.role, content, ..Message::default() };
-        self.messages.push(one(wire, path, &mut self.calls)?);
+        let message = Message { role: item.role, content, ..Message::default() };
+        self.messages.push(one(message, path, &mut self.calls)?);
         Ok(())
     }
 

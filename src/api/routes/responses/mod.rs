@@ -18,6 +18,7 @@ use super::super::generation::{Plan, start};
 use super::super::order::{Delivery, Wishes, count, text_only};
 use super::super::sse;
 use super::super::state::{AppState, unix_seconds};
+use super::super::wire::either::ToolChoice;
 use super::super::wire::responses::{ResponseEvent, ResponseObject, ResponsesRequest};
 use crate::prompt::Chat;
 use writer::Writer;
@@ -65,8 +66,11 @@ pub(crate) async fn responses(
     let reflection = Reflection::new("reasoning.effort", effort, None)?;
     let messages = input::conversation(request.instructions.clone(), request.input.take())?;
     let given = request.tools.take().unwrap_or_default();
+    let choice = match &request.tool_choice {
+        Some(ToolChoice::Mode(mode)) if mode == "none" => "none",
+        _ => "auto",
+    };
     let tools = input::tools(&given)?.offered(request.tool_choice.take())?;
-    let choice = if tools.declared.len() == given.len() { "auto" } else { "none" };
     let calls = Calls::of(&tools.declared, request.parallel_tool_calls);
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: Map::new() };
     let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
@@ -109,15 +113,9 @@ pub(crate) async fn responses(
         usage: None,
         metadata: request.metadata.unwrap_or_default(),
     };
-    let mut writer = Writer::new(answer);
+    let writer = Writer::new(answer);
     let response = match delivery {
-        Delivery::Whole => {
-            let (answers, usage) = pump.whole().await?;
-            for answer in answers {
-                writer.take(answer);
-            }
-            Json(writer.whole(usage)).into_response()
-        }
+        Delivery::Whole => Json(writer.whole(pump).await?).into_response(),
         Delivery::Stream { .. } => sse::respond(pump, writer, state.settings().keep_alive),
     };
     Ok(ignored.attach(response))

@@ -7,7 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::super::error::{ApiError, ErrorObject};
-use super::super::super::pump::{Answer, Beat, Call, Commit, Finish};
+use super::super::super::pump::{Beat, Call, Commit, Finish, Pump};
 use super::super::super::sse::{self, StreamDialect};
 use super::super::super::wire::responses::{
     IncompleteDetails, OutputItem, OutputPart, ResponseEvent, ResponseObject, ResponseUsage,
@@ -121,21 +121,19 @@ impl Writer {
         Writer { answer, item: Item::Closed, sequence: 0, finish: Finish::Stop }
     }
 
-    /// Takes a whole answer. The events are those of a stream that nobody reads.
-    pub(super) fn take(&mut self, answer: Answer) {
-        self.commit(Commit {
-            reasoning: answer.reasoning,
-            content: answer.content,
-            calls: answer.calls,
-            tokens: Vec::new(),
-        });
-        self.finish = answer.finish;
-    }
-
-    /// The complete response.
-    pub(super) fn whole(mut self, usage: Usage) -> ResponseObject {
-        self.finish(usage);
-        self.answer
+    /// The complete response: what a stream would have told of, beat by beat, with nobody to read its events.
+    ///
+    /// # Errors
+    /// What broke the answer off.
+    pub(super) async fn whole(mut self, mut pump: Pump) -> Result<ResponseObject, ApiError> {
+        while let Some((choice, beat)) = pump.next().await {
+            match beat {
+                Beat::Failed(error) => return Err(error),
+                beat => drop(self.beat(choice, beat)),
+            }
+        }
+        self.finish(pump.usage());
+        Ok(self.answer)
     }
 
     fn event(&mut self, name: &str, event: ResponseEvent) -> Event {
