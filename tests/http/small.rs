@@ -46,6 +46,10 @@ async fn text_becomes_tokens_and_text_again() {
     assert_eq!(told.headers["x-canvasd-ignored"], "chat_template_kwargs.unread");
     let begin = "<bos><|turn>system\n<|think|>\n<turn|>\n<|tool>declaration:f<tool|><|turn>user\n";
     assert!(told.ok()["tokens"].as_array().unwrap().starts_with(json!(ids(begin)).as_array().unwrap()));
+    let beside = json!({"prompt": "hello", "tools": [], "chat_template_kwargs": {"enable_thinking": true}});
+    let beside = app.post("/tokenize", &beside).await;
+    assert_eq!(beside.headers["x-canvasd-ignored"], "chat_template_kwargs, tools");
+    assert_eq!(beside.ok()["tokens"], json!(ids("<bos>hello")));
     for (path, body, param) in [
         ("/tokenize", json!({}), "prompt"),
         ("/tokenize", json!({"prompt": "a", "messages": []}), "prompt"),

@@ -33,6 +33,12 @@ pub(crate) async fn tokenize(
         }
         (None, None) => return Err(ApiError::missing("prompt")),
         (Some(prompt), None) => {
+            if request.tools.is_some() {
+                ignored.add("tools".into());
+            }
+            if request.chat_template_kwargs.is_some() {
+                ignored.add("chat_template_kwargs".into());
+            }
             let text = state.text().clone();
             aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error, "prompt"))?
         }

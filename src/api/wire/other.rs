@@ -46,9 +46,10 @@ pub struct TokenizeRequest {
     /// A conversation, taken through the chat template.
     #[schema(nullable = false, min_items = 1)]
     pub messages: Option<Vec<Message>>,
-    /// Functions that the model may call; with `messages`.
+    /// Functions that the model may call; with `messages`. Beside `prompt` it has no effect, and the response says so.
     pub tools: Option<Vec<Tool>>,
-    /// Handed to the checkpoint's chat template, as in chat; with `messages`.
+    /// Handed to the checkpoint's chat template, as in chat; with `messages`. Beside `prompt` it has no effect, and the
+    /// response says so.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Also gives each token's text. Default false.
