@@ -24,7 +24,7 @@ pub struct ProgressOptions {
     /// Tells of every n-th step only. 1 to 1,000; default 1.
     #[schema(minimum = 1, maximum = 1000)]
     pub every: Option<u32>,
-    /// `text`: the whole draft each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
+    /// `text`: the draft's text each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
     pub mode: Option<ProgressMode>,
     /// Most chunks per second and choice; what lies between is left out. Above 0, up to 1,000; default 20.
     #[schema(exclusive_minimum = 0, maximum = 1000)]
@@ -35,7 +35,7 @@ pub struct ProgressOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProgressMode {
-    /// The whole draft.
+    /// The draft's text.
     #[default]
     Text,
     /// The difference from the draft before.

@@ -34,9 +34,11 @@ pub struct ProgressFrame {
     pub batch: usize,
     /// Milliseconds since the request was queued.
     pub elapsed_ms: u64,
-    /// The channel in which the draft begins: `reasoning`, `content`, `tool` or `raw`.
+    /// What the draft is shown of: `tool` where it ends within a call; otherwise `content` as soon as it holds any of the
+    /// answer, then `tool`, then `reasoning`. `raw` in completions.
     pub channel: &'static str,
-    /// The whole draft of this canvas; the next frame of the same choice and canvas replaces it. Mode `text`.
+    /// The draft's text in that channel, without what it holds for others; the next frame of the same choice and canvas
+    /// replaces it. Mode `text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Changes that turn the draft before into this one, each made in the text that the one before it has left; an empty
