@@ -1,4 +1,4 @@
-"""The official Node client and the Vercel AI SDK; skipped where there is no Node or no way to their packages."""
+"""The official Node client, the Vercel AI SDK and our own page; skipped where there is no Node or no way to their packages."""
 
 import os
 import pathlib
@@ -36,6 +36,13 @@ def run(packages, name, url):
     node = subprocess.run(["node", script, url], capture_output=True, text=True, timeout=300)
     assert node.returncode == 0, node.stdout + node.stderr
     assert "all Node clients pass" in node.stdout
+
+
+def test_the_page_forgets_a_question_that_failed(parrot):
+    if not shutil.which("node"):
+        pytest.skip("Node is not installed")
+    node = subprocess.run(["node", HERE / "playground.mjs", parrot.url], capture_output=True, text=True, timeout=60)
+    assert node.returncode == 0, node.stdout + node.stderr
 
 
 def test_node_clients(packages, server):
