@@ -81,8 +81,8 @@ pub enum Conditioning {
 pub enum Draw {
     /// The most likely token.
     Argmax,
-    /// A draw from `softmax(logits / (t_step · temperature))`, cut to the nucleus `top_p` within the row's 64 best
-    /// candidates when `top_p < 1`.
+    /// A draw from `softmax(logits / (t_step · temperature))`; when `top_p < 1`, from the smallest set of best tokens whose
+    /// probabilities under it, those of the whole vocabulary, reach `top_p`, as far as they are of the row's 64 best.
     Scaled {
         /// Factor on the step's temperature, `> 0`; 1 is the checkpoint's own sampler.
         temperature: f32,

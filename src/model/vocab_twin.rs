@@ -283,7 +283,8 @@ fn insert_best(best: &mut Vec<Candidate>, candidate: Candidate, keep: usize) {
     best.truncate(keep);
 }
 
-/// A draw from the smallest set of best candidates whose mass reaches `top_p`.
+/// A draw from the smallest set of best candidates whose mass reaches `top_p` of the whole vocabulary's; from all that are
+/// kept where they do not reach it.
 fn nucleus(row: &Row, factor: f64, top_p: f64, total: f64, uniform: f32) -> u32 {
     let weight = |c: &Candidate| ((f64::from(c.logit) - f64::from(row.max)) / factor).exp();
     let mut kept = 0.0;

@@ -106,11 +106,12 @@ fn drawn(row: &Row, z: &[f64], draw: Draw, uniform: f32) {
             kept >= f64::from(top_p) * total
         });
         order.truncate(enough.map_or(64, |n| n + 1).min(64));
-        assert!(order.contains(&(row.sampled as usize)), "a token outside the nucleus was drawn");
-        return;
     }
-    let target = f64::from(uniform) * total;
-    let below: f64 = weight[..row.sampled as usize].iter().sum();
+    let kept: f64 = order.iter().map(|&token| weight[token]).sum();
+    let target = f64::from(uniform) * kept;
+    let at = order.iter().position(|&token| token == row.sampled as usize);
+    let at = at.expect("a token outside the nucleus was drawn");
+    let below: f64 = order[..at].iter().map(|&token| weight[token]).sum();
     let slack = 1e-4 * total;
     assert!(below <= target + slack, "token {} begins at {below}, target {target}", row.sampled);
     assert!(target < below + weight[row.sampled as usize] + slack, "token {} ends before {target}", row.sampled);

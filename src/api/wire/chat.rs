@@ -37,7 +37,8 @@ pub struct ChatRequest {
     /// The checkpoint's own schedule, acceptance and stopping stay as they are.
     #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
-    /// Above 0, up to 1, default 1. Nucleus of the same draw, within the 64 best candidates of a position.
+    /// Above 0, up to 1, default 1. Nucleus of the same draw: the fewest best tokens that have this share of all, as far as
+    /// they are of a position's 64 best.
     #[schema(exclusive_minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
     /// Most tokens of the answer; exact, never rounded up to a canvas. `max_completion_tokens` goes before it. What does

@@ -44,7 +44,7 @@ pub enum Draw {
     /// The most likely token.
     Argmax,
     /// From `softmax(z / temperature)`, by the row's uniform number in the order of the vocabulary; with `top_p < 1`
-    /// from the smallest set of best candidates whose mass reaches it, within the 64 best.
+    /// from the smallest set of best candidates whose probabilities reach it, as far as they are of the 64 best.
     Scaled {
         /// `> 0`; 1 draws from the step's own distribution.
         temperature: f32,

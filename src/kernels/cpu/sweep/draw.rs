@@ -10,7 +10,7 @@ impl Job<'_> {
         let sampled = match head.draw {
             _ if !state.finite => state.argmax,
             Draw::Argmax => state.argmax,
-            Draw::Scaled { temperature, top_p } if top_p < 1.0 => nucleus(&state, temperature, top_p),
+            Draw::Scaled { top_p, .. } if top_p < 1.0 => nucleus(&state, top_p),
             Draw::Scaled { .. } => self.draw(&state, hidden),
         };
         state.top.truncate(head.top_k);
@@ -28,15 +28,11 @@ impl Job<'_> {
     /// Inverse of the cumulative distribution in the order of the vocabulary: the tile by the masses kept, the token
     /// inside it by logits that are computed again, to the same bits.
     fn draw(&self, state: &RowState, hidden: &[f32]) -> u32 {
-        let factor = state.draw_factor.unwrap_or(1.0);
-        let weight = |&(mass, max): &(f32, f32)| {
-            f64::from(mass) * (f64::from(factor) * (f64::from(max) - f64::from(state.max))).exp()
-        };
-        let total: f64 = state.masses.iter().map(weight).sum();
+        let total: f64 = state.masses.iter().map(|mass| state.weight(mass)).sum();
         let mut rest = f64::from(state.uniform) * total;
         let mut chosen = None;
         for (tile, mass) in state.masses.iter().enumerate() {
-            let mass = weight(mass);
+            let mass = state.weight(mass);
             if mass > 0.0 {
                 chosen = Some(tile);
                 if rest < mass {
@@ -51,7 +47,7 @@ impl Job<'_> {
         let z = self.logits(panels, hidden, state.head);
         let mut last = state.argmax;
         for (i, &z) in z[..entries.len()].iter().enumerate() {
-            let mass = (f64::from(factor) * (f64::from(z) - f64::from(state.max))).exp();
+            let mass = state.share(z);
             if mass > 0.0 {
                 last = (entries.start + i) as u32;
                 if rest < mass {
@@ -64,12 +60,11 @@ impl Job<'_> {
     }
 }
 
-/// A draw from the smallest set of best candidates whose mass under `softmax(z / temperature)`, counted among the
-/// candidates kept, reaches `top_p`.
-fn nucleus(state: &RowState, temperature: f32, top_p: f32) -> u32 {
-    let mass =
-        |candidate: &Candidate| ((f64::from(candidate.logit) - f64::from(state.max)) / f64::from(temperature)).exp();
-    let total: f64 = state.top.iter().map(mass).sum();
+/// A draw from the smallest set of best candidates whose mass reaches `top_p` of the whole vocabulary's; from all that are
+/// kept where they do not reach it.
+fn nucleus(state: &RowState, top_p: f32) -> u32 {
+    let total: f64 = state.masses.iter().map(|mass| state.weight(mass)).sum();
+    let mass = |candidate: &Candidate| state.share(candidate.logit);
     let wanted = f64::from(top_p) * total;
     let mut kept = 0.0;
     let mut count = 0;

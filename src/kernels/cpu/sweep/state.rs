@@ -44,7 +44,7 @@ impl RowState {
     pub(super) fn new(index: usize, head: &Head<'_>, row: usize) -> RowState {
         let (keep, draw_factor) = match head.draw {
             Draw::Argmax => (head.top_k, None),
-            Draw::Scaled { top_p, .. } if top_p < 1.0 => (CANDIDATES, None),
+            Draw::Scaled { temperature, top_p } if top_p < 1.0 => (CANDIDATES, Some(1.0 / temperature)),
             Draw::Scaled { temperature, .. } => (head.top_k, Some(1.0 / temperature)),
         };
         RowState {
@@ -112,6 +112,17 @@ impl RowState {
             self.top.insert(at, Candidate { token: first + i as u32, logit });
             self.top.truncate(self.keep);
         }
+    }
+
+    /// A tile's mass for the draw, relative to the largest z.
+    pub(super) fn weight(&self, &(mass, reference): &(f32, f32)) -> f64 {
+        f64::from(mass) * self.share(reference)
+    }
+
+    /// `exp((z − max) / draw temperature)`.
+    pub(super) fn share(&self, z: f32) -> f64 {
+        let factor = self.draw_factor.unwrap_or(1.0);
+        (f64::from(factor) * (f64::from(z) - f64::from(self.max))).exp()
     }
 
     pub(super) fn add(&mut self, tile: Spread) {

@@ -222,20 +222,34 @@ fn equal_logits_give_the_lowest_id() {
 }
 
 #[test]
-fn top_p_cuts_within_the_best() {
+fn top_p_cuts_the_whole_distribution_within_the_best() {
     let case = Case::new(40, 300, 16, 1.0);
-    let cpu = Cpu::new(1, None).unwrap();
-    let (tight, _) = case.run(&cpu, 96, &[case.head(1.0, Draw::Scaled { temperature: 1.0, top_p: 1e-6 })]);
-    assert!(tight.iter().all(|row| row.sampled == row.argmax));
-    let head = Head { top_k: 64, ..case.head(1.0, Draw::Scaled { temperature: 1.0, top_p: 0.5 }) };
-    let (half, _) = case.run(&cpu, 96, &[head]);
-    for row in &half {
-        let mass = |c: &Candidate| (f64::from(c.logit) - f64::from(row.max)).exp();
-        let total: f64 = row.top.iter().map(mass).sum();
-        let before: f64 = row.top.iter().take_while(|c| c.token != row.sampled).map(mass).sum();
-        assert!(row.top.iter().any(|c| c.token == row.sampled) && before < 0.5 * total);
+    for cpu in cpus(1) {
+        let (tight, _) = case.run(&cpu, 96, &[case.head(1.0, Draw::Scaled { temperature: 1.0, top_p: 1e-6 })]);
+        assert!(tight.iter().all(|row| row.sampled == row.argmax));
+        for (temperature, top_p) in [(1.0, 0.3), (1.0, 0.5), (1.6, 0.5), (1.0, 0.999)] {
+            let head = case.head(1.0, Draw::Scaled { temperature, top_p });
+            let (found, _) = case.run(&cpu, 96, &[head]);
+            for (row, found) in found.iter().enumerate() {
+                let mut masses: Vec<(f64, usize)> = case.z(row, &head).into_iter().zip(0..).collect();
+                masses.sort_by(|a, b| b.0.total_cmp(&a.0));
+                let max = masses[0].0;
+                masses.iter_mut().for_each(|(z, _)| *z = ((*z - max) / f64::from(temperature)).exp());
+                let total: f64 = masses.iter().map(|(mass, _)| mass).sum();
+                let sums = masses.iter().scan(0.0, |sum, (mass, _)| {
+                    *sum += mass;
+                    Some(*sum)
+                });
+                let sums: Vec<f64> = sums.take(64).collect();
+                let last = sums.iter().position(|sum| *sum >= f64::from(top_p) * total).unwrap_or(63);
+                let at = masses.iter().position(|(_, token)| *token == found.sampled as usize).unwrap();
+                assert!(at <= last, "row {row}: the {at}th best of {last} is beyond the nucleus");
+                let (before, target) = (sums[at] - masses[at].0, f64::from(case.uniforms[row]) * sums[last]);
+                let slack = 1e-4 * total;
+                assert!(before - slack <= target && target <= sums[at] + slack, "row {row}: {before} {target}");
+            }
+        }
     }
-    assert!(half.iter().any(|row| row.sampled != row.argmax));
 }
 
 #[test]
