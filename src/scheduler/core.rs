@@ -157,6 +157,8 @@ impl Core {
         self.build();
         let planned = !self.entries.is_empty();
         if !planned {
+            // What passes took in other company says nothing of the next, which may come after any time.
+            self.durations.forget();
             // After a pass the levels are noted anyway; where none follows, what has just left would be counted for ever.
             self.note_levels();
         }
@@ -318,7 +320,11 @@ impl Durations {
         self.latest.push_back(duration);
     }
 
-    /// Zero before the first pass.
+    pub(super) fn forget(&mut self) {
+        self.latest.clear();
+    }
+
+    /// Zero where nothing is known.
     pub(super) fn median(&self) -> Duration {
         let mut sorted: Vec<Duration> = self.latest.iter().copied().collect();
         sorted.sort_unstable();

@@ -170,6 +170,23 @@ fn a_deadline_before_the_first_step_is_an_error() {
     assert_eq!(stories(&mut ticket)[0].error(), JobError::DeadlineExceeded);
 }
 
+/// What passes took is forgotten once nothing runs: it says nothing of the next one.
+#[test]
+fn slow_passes_of_the_past_do_not_refuse_short_deadlines() {
+    let mut world = World::new(settings());
+    world.cost.0 = Duration::from_secs(3);
+    let mut slow = world.submit(job(&prompt(5, 1), 16, 1)).expect("taken");
+    world.finish();
+    stories(&mut slow)[0].finished();
+    world.cost.0 = Duration::from_millis(10);
+    let mut wanted = job(&prompt(5, 2), 8, 1);
+    wanted.timeout = Some(Duration::from_millis(500));
+    let mut ticket = world.submit(wanted).expect("taken");
+    world.finish();
+    let usage = stories(&mut ticket)[0].usage();
+    assert_eq!((usage.completion_tokens, usage.forced_commits), (8, 0));
+}
+
 #[test]
 fn a_deadline_in_the_queue_is_an_error_in_time() {
     let mut world = World::of(Scripted::new(limits()).with_steps(9..=9), one_slot());
