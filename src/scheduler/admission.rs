@@ -102,7 +102,7 @@ impl Core {
             if short > 0 && self.head.passed >= Head::MOST_PASSED {
                 return;
             }
-            match self.try_admit(id) {
+            match self.admit_if_it_fits(id) {
                 Fit::Admitted if short > 0 => self.head.passed += 1,
                 Fit::Admitted => {}
                 Fit::Short => {
@@ -120,9 +120,24 @@ impl Core {
         if !self.slots.is_empty() || self.paused.is_empty() || !self.waiting.values().any(|&id| self.may_run(id)) {
             return;
         }
+        self.set_back_paused();
+    }
+
+    /// Takes slot and pages from a choice that only waits for its reader; false where there is none.
+    fn set_back_paused(&mut self) -> bool {
         let idle = self.paused.iter().copied().find(|&id| self.lane(id).stay.is_some());
-        if let Some(id) = idle {
-            self.set_back(id);
+        let Some(idle) = idle else { return false };
+        self.set_back(idle);
+        true
+    }
+
+    /// Admits a choice, if need be with the pages of choices that only wait for their readers.
+    fn admit_if_it_fits(&mut self, id: LaneId) -> Fit {
+        loop {
+            match self.try_admit(id) {
+                Fit::Short if self.set_back_paused() => {}
+                fit => return fit,
+            }
         }
     }
 

@@ -192,6 +192,29 @@ fn a_reader_that_stalls_is_given_up() {
     assert!(world.now - world.start >= Duration::from_secs(5));
 }
 
+/// The same where slots are free and pages are not.
+#[test]
+fn a_paused_choice_does_not_hold_pages() {
+    let tight = Settings { unread_canvases: 1, kv_bytes: 2_600, ..settings() };
+    let mut world = World::new(tight);
+    let mut slow = world.submit(job(&prompt(30, 1), 16, 1)).expect("taken");
+    let mut other = world.submit(job(&prompt(30, 2), 8, 1)).expect("taken");
+    let mut story = Story::default();
+    while story.end.is_none() {
+        assert!(world.pass());
+        story.read(&mut other.choices[0]);
+    }
+    assert_eq!(story.usage().canvases, 1);
+    assert!(world.now - world.start < Duration::from_secs(5), "it waited until the reader was given up");
+    assert_eq!(set_backs(&world), 1, "the memory was tight enough to test anything");
+    let mut late = Story::default();
+    while late.end.is_none() {
+        late.read(&mut slow.choices[0]);
+        world.pass();
+    }
+    assert_eq!(late.tokens(), alone(job(&prompt(30, 1), 16, 1))[0].tokens());
+}
+
 /// A choice that waits for its reader gives its place to one that waits for a place.
 #[test]
 fn a_paused_choice_does_not_hold_a_slot() {
