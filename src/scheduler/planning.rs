@@ -97,9 +97,12 @@ impl Core {
         (canvases, prompts)
     }
 
-    /// Rows for the oldest prompt: half of what there is, and what the others do not want.
+    /// Rows for the oldest prompt: half of what there is, and what the others do not want. Those that stood back in the
+    /// pass before want none: they most likely wait for pages of this prompt again.
     fn share_of_first(&self, prompts: &[LaneId], rows: usize) -> usize {
-        let others: usize = prompts.iter().skip(1).map(|&id| self.remaining(id)).sum();
+        let stood_back = |id: LaneId| self.lane(id).stay.as_ref().is_some_and(|stay| stay.stood_back);
+        let others = prompts.iter().skip(1).copied().filter(|&id| !stood_back(id));
+        let others: usize = others.map(|id| self.remaining(id)).sum();
         let half = (rows / 2).max(self.budget.geometry.page);
         rows.saturating_sub(others).max(half).min(rows)
     }

@@ -125,6 +125,27 @@ fn requests_that_arrive_together_share_their_beginning() {
     }
 }
 
+/// Those that wait for the first one's pages take none of its rows.
+#[test]
+fn equal_prompts_take_the_passes_of_one() {
+    let passes = |count: u32| {
+        let mut world = World::new(settings());
+        let tickets = (0..count).map(|seed| world.submit(job(&prompt(200, 5), 8, seed.into())).expect("taken"));
+        let tickets: Vec<_> = tickets.collect();
+        let passes = (1..100).find(|_| {
+            world.pass();
+            world.encoded() == 200
+        });
+        drop(tickets);
+        world.finish();
+        passes.expect("one prompt is encoded, once")
+    };
+    let one = passes(1);
+    for count in [2, 4, 8] {
+        assert!(passes(count) <= one + 1, "{count} equal prompts");
+    }
+}
+
 #[test]
 fn long_prompts_can_be_resumed_every_1024_tokens() {
     let wide = Limits { context: 4096, page_tokens: 64, window: 100, ..limits() };
