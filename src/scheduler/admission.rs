@@ -168,6 +168,7 @@ impl Core {
         }
         let Some(slot) = self.slots.pop() else { return Fit::Short };
         let lane = self.lane_mut(id);
+        lane.begin();
         let settled = holding.view.len == lane.ids.len();
         lane.stay = Some(Stay {
             slot,

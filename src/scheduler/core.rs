@@ -108,19 +108,19 @@ impl Core {
 
     /// Takes a submitted job into the queue.
     pub fn arrive(&mut self, submission: Submission) {
-        let Submission { job, submitted, outlets } = submission;
+        let Submission { job, submitted, outlets, places } = submission;
         let (common, choices) = Common::new(job, submitted, &self.budget.limits);
         let common = Arc::new(common);
         let number = self.arrivals;
         self.arrivals += 1;
         let mut members = Vec::with_capacity(choices.len());
-        for (index, (choice, outlet)) in choices.into_iter().zip(outlets).enumerate() {
+        for (index, (choice, (outlet, place))) in choices.into_iter().zip(outlets.into_iter().zip(places)).enumerate() {
             let tag = Tag::new(number, index);
             if outlet.is_closed() {
                 // Its reader left before anybody here could have counted it.
                 self.cancellations = usize::MAX;
             }
-            let lane = Lane::new(common.clone(), choice, number, tag, outlet);
+            let lane = Lane::new(common.clone(), choice, number, tag, (outlet, place));
             lane.draft(Phase::Queued, None, 0, submitted);
             let id = self.insert(lane);
             members.push(id);
@@ -292,6 +292,10 @@ impl Core {
         let members: usize = self.families.values().map(|family| family.members.len()).sum();
         if lanes != self.waiting.len() + self.running.len() || lanes != members {
             return Err(format!("{lanes} lanes, {} waiting, {} running", self.waiting.len(), self.running.len()));
+        }
+        let queued = || self.lanes.iter().flatten().filter(|lane| lane.place.is_some());
+        if queued().count() != self.front.queued_choices() || queued().any(|lane| !lane.canvas.tokens().is_empty()) {
+            return Err(format!("{} choices are queued, without canvases", self.front.queued_choices()));
         }
         let rows: usize = self.pass.segments.iter().map(|segment| segment.rows()).sum();
         if rows > self.budget.capacity.rows {

@@ -15,6 +15,10 @@ use super::reader::{Outlet, Reader, pair};
 use super::settings::{Budget, Settings};
 use crate::pass::{Draw, Limits};
 
+/// Choices that may wait for each request that the queue has room for: a choice takes memory while it waits. The request
+/// that goes beyond is still taken whole.
+const CHOICES_PER_REQUEST: usize = 8;
+
 /// Whether requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
@@ -38,6 +42,23 @@ pub struct Submission {
     pub(super) job: Job,
     pub(super) submitted: Instant,
     pub(super) outlets: Vec<Outlet>,
+    pub(super) places: Vec<Place>,
+}
+
+/// A choice's place in the queue; free again when it is dropped.
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn new(taken: &Arc<AtomicUsize>) -> Place {
+        taken.fetch_add(1, Ordering::AcqRel);
+        Place(taken.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Wakes the engine and counts what it should look at.
@@ -125,6 +146,8 @@ pub struct Front {
     bell: Arc<Bell>,
     /// Requests taken and not yet admitted.
     queued: AtomicUsize,
+    /// Choices that have not been admitted: those of these requests, and further ones of admitted requests.
+    queued_choices: Arc<AtomicUsize>,
     /// Mean time between two admissions while requests wait, in microseconds; 0 while unknown.
     admission_micros: AtomicU64,
     state: watch::Sender<State>,
@@ -140,6 +163,7 @@ impl Front {
             unread_canvases: settings.unread_canvases,
             bell: Arc::default(),
             queued: AtomicUsize::new(0),
+            queued_choices: Arc::default(),
             admission_micros: AtomicU64::new(0),
             state: watch::Sender::new(State::Ready),
             metrics,
@@ -190,6 +214,11 @@ impl Front {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// Choices that wait for their first admission.
+    pub(super) fn queued_choices(&self) -> usize {
+        self.queued_choices.load(Ordering::Acquire)
+    }
+
     /// A request has left the queue; `interval` is the time since the one before if somebody waited all the while.
     pub(super) fn left_queue(&self, interval: Option<Duration>) {
         self.queued.fetch_sub(1, Ordering::AcqRel);
@@ -222,13 +251,15 @@ impl Front {
         }
         check(&job, &self.budget.limits)?;
         let bound = self.queue;
-        let place = |queued| (queued < bound).then_some(queued + 1);
+        let room = self.queued_choices() < bound.saturating_mul(CHOICES_PER_REQUEST);
+        let place = |queued| (room && queued < bound).then_some(queued + 1);
         if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
             return Err(Refusal::QueueFull { queued, retry_after: self.retry_after() });
         }
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();
-        Ok((Submission { job, submitted: now, outlets }, Ticket { choices }))
+        let places = job.choices.iter().map(|_| Place::new(&self.queued_choices)).collect();
+        Ok((Submission { job, submitted: now, outlets, places }, Ticket { choices }))
     }
 
     /// Hands a job to the engine's thread.

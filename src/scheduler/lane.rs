@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::front::Place;
 use super::job::{
     Choice, ChoiceUsage, CommitGate, Committed, CommittedToken, Draft, Drafts, FinishReason, Job, Penalties, Phase,
     Verdict,
@@ -118,6 +119,7 @@ pub(super) struct Lane {
     stream: u32,
     /// The prompt and the committed canvases, whole; empty before the first admission.
     pub(super) ids: Vec<u32>,
+    /// Without a position before the first admission: many choices may wait.
     pub(super) canvas: Canvas,
     /// What the canvas's last step saw, and the log-probabilities of its most likely tokens.
     seen: Vec<Observation>,
@@ -131,6 +133,8 @@ pub(super) struct Lane {
     pub(super) usage: ChoiceUsage,
     pub(super) stay: Option<Stay>,
     pub(super) stall: Option<Stall>,
+    /// Held until the first admission.
+    pub(super) place: Option<Place>,
     /// The denoise segment, kept between passes for its memory. `None` while the model has it.
     segment: Option<Segment>,
 }
@@ -144,10 +148,12 @@ pub(super) enum Next {
 }
 
 impl Lane {
-    pub(super) fn new(common: Arc<Common>, choice: Choice, family: u64, tag: Tag, outlet: Outlet) -> Self {
+    pub(super) fn new(common: Arc<Common>, choice: Choice, family: u64, tag: Tag, ends: (Outlet, Place)) -> Self {
         let Choice { seed, stream, gate } = choice;
+        let (outlet, place) = ends;
+        let key = Key { seed, choice: stream, canvas: 0 };
         Lane {
-            canvas: fresh_canvas(&common, seed, stream, 0),
+            canvas: Canvas::from_tokens(common.sampler, key, Vec::new(), common.vocabulary),
             began: common.submitted,
             bias: common.bias.clone(),
             common,
@@ -165,14 +171,22 @@ impl Lane {
             usage: ChoiceUsage::default(),
             stay: None,
             stall: None,
+            place: Some(place),
             segment: None,
         }
     }
 
-    /// Prepares the ids when the choice is admitted for the first time.
+    /// Prepares the ids when the choice is about to be admitted for the first time.
     pub(super) fn fill_ids(&mut self) {
         if self.ids.is_empty() {
             self.ids.extend_from_slice(&self.common.prompt);
+        }
+    }
+
+    /// Leaves the queue when the choice is admitted for the first time, and makes its canvas.
+    pub(super) fn begin(&mut self) {
+        if self.place.take().is_some() {
+            self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
         }
     }
 

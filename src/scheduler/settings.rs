@@ -17,7 +17,7 @@ pub struct Settings {
     pub max_rows_per_pass: Option<usize>,
     /// Most canvases denoised at once: slots.
     pub max_running: usize,
-    /// Most requests that wait for admission.
+    /// Most requests that wait for admission. No request is taken either while eight times as many choices wait.
     pub queue: usize,
     /// Memory for keys and values, both pools together, cached prefixes included.
     pub kv_bytes: u64,

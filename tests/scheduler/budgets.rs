@@ -38,6 +38,21 @@ fn a_full_queue_refuses_with_an_estimate() {
     }
 }
 
+/// Every choice that waits takes memory, so requests of many choices fill the queue sooner.
+#[test]
+fn waiting_choices_are_bounded_too() {
+    let mut world = World::new(Settings { queue: 4, ..one_slot() });
+    let many = |i| jobs(&prompt(5, i), 8, 1, 12, 0);
+    let mut tickets: Vec<Ticket> = (0..3).map(|i| world.submit(many(i)).expect("taken")).collect();
+    assert!(matches!(world.submit(many(3)), Err(Refusal::QueueFull { queued: 3, .. })));
+    tickets.pop();
+    world.pass();
+    tickets.push(world.submit(many(3)).expect("taken"));
+    drop(tickets);
+    world.finish();
+    world.submit(many(4)).expect("taken");
+}
+
 #[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
     let mut world = World::new(settings());
