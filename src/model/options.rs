@@ -42,10 +42,14 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// How keys and values are held: as chosen, or else rounded to bf16 as the reference rounds them, unless the embedding is
-    /// stored as f32, which is then wanted exact.
+    /// How keys and values are held: as chosen, or else rounded to bf16 as the reference rounds them, unless the weights are
+    /// f32, as the embedding is stored or by `dtype`, and then wanted exact.
     pub fn keys_and_values(&self, embedding: Option<ElementType>) -> KvElement {
-        let rounded = self.dtype.is_none() && embedding.is_some_and(|element| element != ElementType::F32);
+        let rounded = match self.dtype {
+            Some(WeightType::Bf16) => true,
+            Some(WeightType::F32) => false,
+            None => embedding.is_some_and(|element| element != ElementType::F32),
+        };
         self.kv.unwrap_or(if rounded { KvElement::Bf16 } else { KvElement::F32 })
     }
 }
@@ -60,6 +64,30 @@ impl Default for LoadOptions {
             precision: Precision::default(),
             path: None,
             kv: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_follow_the_weights_unless_they_are_chosen() {
+        use {ElementType as E, KvElement as K, WeightType as W};
+        for (dtype, embedding, held) in [
+            (None, E::F32, K::F32),
+            (None, E::Bf16, K::Bf16),
+            (None, E::Q8_0, K::Bf16),
+            (Some(W::Bf16), E::F32, K::Bf16),
+            (Some(W::Bf16), E::Bf16, K::Bf16),
+            (Some(W::F32), E::Bf16, K::F32),
+        ] {
+            let options = LoadOptions { dtype, ..LoadOptions::default() };
+            assert_eq!(options.keys_and_values(Some(embedding)), held, "{dtype:?} {embedding:?}");
+            for chosen in [K::F32, K::Bf16] {
+                assert_eq!(LoadOptions { kv: Some(chosen), ..options }.keys_and_values(Some(embedding)), chosen);
+            }
         }
     }
 }
