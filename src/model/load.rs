@@ -15,7 +15,7 @@ use super::linear::{Linear, Mlp};
 use super::names::{DECODER, EMBEDDING, Known, Names, encoder_scalar};
 use super::norm::{RmsNorm, Rotary};
 use super::options::{DeviceChoice, LoadOptions, WeightType};
-use super::vocab::{Table, VocabHead};
+use super::vocab::{Table, VocabHead, embedding_scale};
 use super::weights::{RawTensor, WeightError, Weights};
 use super::{DiffusionGemma, Parts};
 use crate::kernels::cpu::{self, Cpu, KvElement, PackedMatrix, Packing, Source};
@@ -348,13 +348,7 @@ impl Loader<'_> {
 
     fn vocab(&self, tuning: Tuning) -> Result<VocabHead, LoadError> {
         let raw = self.raw(EMBEDDING)?;
-        let root = (self.config.hidden as f64).sqrt() as f32;
-        // The reference rounds √H to the embedding's type. Block formats are made from bf16 checkpoints.
-        let scale = match raw.element {
-            ElementType::F32 => root,
-            ElementType::F16 => half::f16::from_f32(root).to_f32(),
-            _ => half::bf16::from_f32(root).to_f32(),
-        };
+        let scale = embedding_scale(self.config.hidden, self.dtype, raw.element);
         let (table, tile) = match &self.backend.cpu {
             Some(cpu) => {
                 let table = self.packed(cpu, EMBEDDING, raw.element, &raw.bytes, &raw.shape, Packing::Fast)?;

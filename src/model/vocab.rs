@@ -15,7 +15,9 @@ use super::backend::{Backend, kernel, numbers};
 use super::clock::Clock;
 use super::linear::tensor_bytes;
 use super::observe::Observer;
+use super::options::WeightType;
 use super::vocab_twin::Twin;
+use crate::kernels::ElementType;
 use crate::kernels::cpu::{self, Cpu, PackedMatrix, SweepTimes};
 use crate::pass::{Candidate, Draw, Head, Row};
 
@@ -31,6 +33,19 @@ pub(super) struct VocabHead {
     pub scale: f32,
     /// Columns per tile.
     pub tile: usize,
+}
+
+/// √H, which the reference rounds to the embedding's type (its section 3.1): the one that it is stored in, or that a plain
+/// one is converted to. Block formats are made from bf16 checkpoints.
+pub(super) fn embedding_scale(hidden: usize, dtype: Option<WeightType>, stored: ElementType) -> f32 {
+    let root = (hidden as f64).sqrt() as f32;
+    match (dtype, stored) {
+        (Some(WeightType::F32), ElementType::F32 | ElementType::F16 | ElementType::Bf16) | (None, ElementType::F32) => {
+            root
+        }
+        (None, ElementType::F16) => half::f16::from_f32(root).to_f32(),
+        _ => half::bf16::from_f32(root).to_f32(),
+    }
 }
 
 /// Where the embedding `[vocabulary, hidden]` lies.
@@ -166,5 +181,30 @@ fn row(statistics: cpu::Statistics) -> Row {
         lse: if statistics.finite { statistics.lse } else { f32::NAN },
         entropy: statistics.entropy,
         top,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_is_rounded_as_the_embedding_is() {
+        use {ElementType as E, WeightType as W};
+        let exact = 2816f32.sqrt();
+        for (dtype, stored, rounded) in [
+            (None, E::F32, exact),
+            (Some(W::F32), E::Bf16, exact),
+            (Some(W::F32), E::F16, exact),
+            (None, E::F16, 53.0625),
+            (None, E::Bf16, 53.0),
+            (None, E::Q4K, 53.0),
+            (Some(W::Bf16), E::F32, 53.0),
+            (Some(W::Bf16), E::F16, 53.0),
+            // The numbers are those that a bf16 checkpoint was rounded to; unpacking them undoes nothing.
+            (Some(W::F32), E::Q8_0, 53.0),
+        ] {
+            assert_eq!(embedding_scale(2816, dtype, stored), rounded, "{dtype:?} {stored:?}");
+        }
     }
 }
