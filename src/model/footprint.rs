@@ -35,8 +35,9 @@ pub fn slot_bytes(config: &Config) -> u64 {
     (config.canvas * config.hidden) as u64 * F32
 }
 
-/// Bytes that live at once for one row of a pass, an upper estimate: the stream and its copies, the widest of attention
-/// and feed-forward, or a tile of logits with its exponentials.
+/// Bytes that live at once for one row of a pass, with our kernels an upper estimate: the stream and its copies, the widest
+/// of attention and feed-forward, or a tile of logits with its exponentials. The twins' attention holds a number per head and
+/// key besides, of which a row cannot know: with long texts they need more than this.
 pub fn row_bytes(config: &Config, device: DeviceChoice) -> u64 {
     let tile = match device {
         DeviceChoice::Cpu => TILE,
