@@ -63,7 +63,7 @@ pub struct Config {
     pub max_connections: usize,
     /// `max_tokens` of a chat request that names none; `None` is whatever the context still holds.
     pub default_max_tokens: Option<usize>,
-    /// Most requests waiting for admission.
+    /// Most requests waiting for admission; eight times as many choices may wait.
     pub queue: usize,
     /// Most canvases being denoised at once.
     pub max_running: usize,

@@ -251,10 +251,11 @@ impl Front {
         }
         check(&job, &self.budget.limits)?;
         let bound = self.queue;
-        let room = self.queued_choices() < bound.saturating_mul(CHOICES_PER_REQUEST);
+        let choices = self.queued_choices();
+        let room = choices < bound.saturating_mul(CHOICES_PER_REQUEST);
         let place = |queued| (room && queued < bound).then_some(queued + 1);
         if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
-            return Err(Refusal::QueueFull { queued, retry_after: self.retry_after() });
+            return Err(Refusal::QueueFull { queued, choices, retry_after: self.retry_after() });
         }
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();
