@@ -1,11 +1,15 @@
 """Checks what training takes for granted:  python check.py
-1. the lean forward pass gives the library's logits;  2. world.prompt writes what chat_template.jinja writes."""
+1. the lean forward pass gives the library's logits;  2. world.prompt writes what chat_template.jinja writes;  3. an earlier reply stands in the
+whole conversation as it stands alone;  4. every story is recognised as one, and none with a word exchanged."""
 import os
 import random
 
 from jinja2 import Environment
 
+from tokenizers import Tokenizer
+
 import model
+import tales
 import world
 
 TOOL = dict(function=dict(name="get_weather", description="Get weather", parameters=dict(
@@ -35,6 +39,31 @@ def template():
     print("template: equal on", seen, "conversations and a tool call with its result")
 
 
+def earlier():
+    tok, r, seen = Tokenizer.from_file(os.path.join(model.HERE, "tokenizer.json")), random.Random(1), 0
+    while seen < 300:
+        s = world.sample(r)
+        whole = sum(world.encode(tok, s), [])
+        for i, _, _ in s.get("earlier", []):
+            head, reply = world.encode(tok, dict(messages=s["messages"][:i + 1]))
+            assert (head + reply) == whole[:len(head) + len(reply)], s["messages"][:i + 1]
+            seen += 1
+    print("earlier replies: equal in", seen)
+
+
+def stories():
+    r = random.Random(2)
+    for length in range(4):
+        for _ in range(200):
+            text = tales.story(r, length=length)
+            n = tales.told(text)[1]["n"]
+            others = [x for x in tales.NAMES if x != n]
+            assert tales.told(text)[0] == length and tales.told(text[::-1].replace(n[::-1], r.choice(others)[::-1], 1)[::-1]) is None, text
+    print("stories: recognised, and not with another name in one place")
+
+
 if __name__ == "__main__":
     template()
+    earlier()
+    stories()
     model.check()

@@ -7,9 +7,11 @@
 
 --out adds its scores to the file, beside those of the other implementation.
 
-exact = the reply is one of the taught replies, letter for letter; for stories, which are never twice the same: well formed, and about what was asked for.
-well formed = every sentence has the pattern of a taught one (words of a kind exchanged); a story has one hero, few animals, one thing; thoughts
-and calls are closed.  visible = steps per canvas in which the draft changed (transformers only)."""
+exact = the reply is one of the taught replies, letter for letter; for stories, which are never twice the same: one that the grammar makes, whole and
+consistent from the first word to the last (tales.told), of the length and about what was asked for.
+well formed = every sentence has the pattern of a taught one (words of a kind exchanged); of stories: the grammar makes it; thoughts and calls are closed.
+visible = steps per canvas in which the draft changed (transformers only).
+dialogue = the last question after at least six other turns, whatever it is about."""
 import argparse
 import json
 import os
@@ -22,10 +24,10 @@ import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
+import tales
 import world
 
-FREE = {"story", "plain_story", "go_on", "pirate"}     # no fixed set of replies
-STORIES = {"story", "plain_story", "go_on"}
+STORIES = {"story", "plain_story", "go_on"}            # no fixed set of replies
 RAW = {"skip_special_tokens": False}
 
 
@@ -128,10 +130,10 @@ class Server:
 
     def one(self, pair, seed):
         if "prompt" in pair:
-            answer = self.post("/v1/completions", dict(prompt=pair["prompt"], seed=seed, max_tokens=256))
+            answer = self.post("/v1/completions", dict(prompt=pair["prompt"], seed=seed, max_tokens=512))
             text = answer["choices"][0]["text"]
         else:
-            body = dict(messages=pair["messages"], seed=seed, max_tokens=256, chat_template_kwargs=dict(enable_thinking=pair.get("enable_thinking", False)))
+            body = dict(messages=pair["messages"], seed=seed, max_tokens=512, chat_template_kwargs=dict(enable_thinking=pair.get("enable_thinking", False)))
             answer = self.post("/v1/chat/completions", body | ({"tools": pair["tools"]} if "tools" in pair else {}))
             message = answer["choices"][0]["message"]
             text = message["content"] or ""
@@ -208,33 +210,48 @@ def patterns(n=40000):
     return known
 
 
+def parts(s, text):
+    """-> task, thought, reply; the thought is None if thinking was off, and the reply None if it was on and there is no closed thought."""
+    if not s["task"].startswith("think_"):
+        return s["task"], None, text
+    m = re.fullmatch(r"(<\|channel>thought\n.+\n<channel\|>)(.*)", text, re.S)
+    return s["task"][6:], m and m[1], m and m[2]
+
+
+def whole_story(s, text):
+    """A continuation together with what it continues."""
+    before = s["messages"][-3][1] + " " if s["task"] == "go_on" else s["messages"][0][1] if s["task"] == "plain_story" else ""
+    return tales.told(before + text)
+
+
 def well_formed(s, text, known):
-    task = s["task"]
+    task, _, text = parts(s, text)
+    if text is None:
+        return False
     if task == "call":
         return bool(re.fullmatch(r"<\|tool_call>call:\w+\{\w+:<\|\"\|>[^<>{}]+<\|\"\|>\}<tool_call\|>", text))
-    if task.startswith("think_"):
-        m = re.fullmatch(r"<\|channel>thought\n(.+)\n<channel\|>(.*)", text, re.S)
-        if not m:
-            return False
-        task, text = task[6:], m[2]
-    first = sentences(text)[1 if task in ("plain_story", "go_on") else 0:]           # a continuation starts inside a sentence
-    if not all(x in known for x in first):
-        return False
-    if task == "story":
-        has = lambda l: {w for w in l if re.search(rf"\b{w}\b", text)}
-        want = [w for w in world.ANIMALS + world.THINGS if re.search(rf"\b{w}\b", s["messages"][-2][1].lower())]
-        return len(has(world.NAMES)) == 1 and len(has(world.ANIMALS)) <= 3 and len(has(world.THINGS)) <= 1 and all(w in text for w in want)
-    return True
+    if task in STORIES:
+        return whole_story(s, text) is not None
+    return all(x in known for x in sentences(text))
 
 
 def exact(s, text, formed):
-    if s["task"].removeprefix("think_") in FREE:
-        return formed and world.right(s, text) is not False
-    taught = s["messages"][-1][1].removesuffix("<|tool_response>")
-    thought = taught[:taught.find("<channel|>") + len("<channel|>")] if s["task"].startswith("think_") else ""
-    if s["answer"] is None:                                      # an open continuation
-        return formed
-    return text == taught or isinstance(s["answer"], list) and text in [thought + x for x in s["answer"]]
+    task, thought, said = parts(s, text)
+    _, taught_thought, taught = parts(s, s["messages"][-1][1].removesuffix("<|tool_response>"))
+    if not formed or thought != taught_thought:
+        return False
+    if task == "story":                                          # what the question names is where it belongs
+        (length, choices), (asked_length, asked) = tales.told(said), tales.told(taught)
+        named = re.findall(r"\w+", s["messages"][-2][1].lower())
+        return length == asked_length and all(choices[k] == asked[k] for k in "aob" if asked[k] in named)
+    if task in STORIES or s["answer"] is None:                   # an open continuation
+        return True
+    return said == taught or isinstance(s["answer"], list) and said in s["answer"]
+
+
+def kind(s):
+    """The line of the table that a question belongs to."""
+    return "dialogue" if len(s.get("earlier", [])) >= 6 else "think" if s["task"].startswith("think_") else s["task"]
 
 
 def questions(a):
@@ -244,11 +261,11 @@ def questions(a):
     only = a.tasks.split(",") if a.tasks else None
     for _ in range(200000):
         s = world.sample(r)
-        t = s["task"]
-        most = max(2, a.per // 8) if t.startswith("think_") else 5 * a.per if t == "sum" else a.per
-        if only and t not in only or len(quota[t]) >= most:
+        line = kind(s)
+        t, most = (s["task"], max(2, a.per // 8)) if line == "think" else (line, 5 * a.per if line == "sum" else a.per)
+        if only and line not in only or len(quota[t]) >= most:
             continue
-        if (world.held_out(s) or t in world.NOT_HELD_OUT) and as_request(s["messages"]):
+        if (world.held_out(s) or s["task"] in world.NOT_HELD_OUT) and as_request(s["messages"]):
             quota[t].append(s)
     return [s for _, l in sorted(quota.items()) for s in l]
 
@@ -259,9 +276,9 @@ def score(model, a):
     for s, x in zip(asked, model.ask([as_request(s["messages"]) for s in asked], a.seed, spread=True)):
         formed = well_formed(s, x.text, known)
         ok = exact(s, x.text, formed)
-        stat["think" if s["task"].startswith("think_") else s["task"]].append((ok, world.right(s, x.text), formed, x))
+        stat[kind(s)].append((ok, world.right(s, x.text), formed, x))
         if not ok:
-            rows.append(dict(task=s["task"], messages=s["messages"][:-1], reply=x.text, taught=s["messages"][-1][1]))
+            rows.append(dict(task=kind(s), messages=s["messages"][:-1], reply=x.text, taught=s["messages"][-1][1]))
     mean = lambda l: round(sum(l) / len(l), 3) if l else None
     for t, l in sorted(stat.items()) + [("ALL", [x for l in stat.values() for x in l])]:
         per = [x.steps / x.canvases for *_, x in l]

@@ -17,7 +17,7 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def make_config(tok, d=192, layers=5, heads=6, kv=2, hd=32, ghd=64, gkv=1, inter=384, experts=4, top_k=2, moe=96, canvas=64, window=128, context=8192):
+def make_config(tok, d=192, layers=6, heads=6, kv=2, hd=32, ghd=64, gkv=1, inter=384, experts=4, top_k=2, moe=96, canvas=64, window=128, context=8192):
     """Every third layer and the last one are full attention (the library demands it for the last)."""
     types = ["full_attention" if i % 3 == 2 or i == layers - 1 else "sliding_attention" for i in range(layers)]
     text = DiffusionGemmaTextConfig(
@@ -100,7 +100,7 @@ def export(model, tok, out):
         with open(os.path.join(out, name), "w") as f:
             f.write(json.dumps(obj, indent=1) + "\n")
     put("generation_config.json", dict(
-        _from_model_config=False, max_new_tokens=256, max_denoising_steps=48,
+        _from_model_config=False, max_new_tokens=512, max_denoising_steps=48,
         sampler_config=dict(_cls_name="EntropyBoundSamplerConfig", entropy_bound=0.1), t_min=0.4, t_max=0.8,
         stability_threshold=1, confidence_threshold=0.005, bos_token_id=2, eos_token_id=[1, id_of("<turn|>"), id_of("<|tool_response>")], pad_token_id=0))
     put("tokenizer_config.json", dict(
@@ -171,7 +171,7 @@ class Lean:
 
     def rope(self, pos):
         if self._rope is None:
-            rot, p = self.model.model.decoder.rotary_emb, torch.arange(2048, device=pos.device)[None]
+            rot, p = self.model.model.decoder.rotary_emb, torch.arange(self.c.max_position_embeddings, device=pos.device)[None]
             self._rope = {t: tuple(a[0].to(self.dt) for a in rot(torch.zeros(1, device=pos.device), p, t)) for t in set(self.types)}
         return {t: (c[pos].unsqueeze(1), s[pos].unsqueeze(1)) for t, (c, s) in self._rope.items()}
 

@@ -38,7 +38,7 @@ A("--minutes", type=float, default=100, help="wall time of the whole run, all it
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.85, help="share of the run after which every canvas is full")
-A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; long conversations: a third as many of 384")
+A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
 A("--lr", type=float, default=0.02, help="Muon, matrices")
 A("--alr", type=float, default=3e-3, help="Adam, embedding and vectors")
 A("--decay", type=float, default=0.5, help="last share of the run with falling learning rate")
@@ -64,11 +64,13 @@ if WORLD > 1:
     dist.barrier()
 tok = Tokenizer.from_file(vocabulary)
 V, EOS, FULL = tok.get_vocab_size(), 1, 64
-SHORT, LONG = 128, 384                                           # row lengths: attention costs their square
-KINDS = [(16, SHORT, 4), (32, SHORT, 2), (FULL, SHORT, 1), (16, LONG, 4), (32, LONG, 2), (FULL, LONG, 3)]     # canvas length, row length, canvases per row
-RECKONED, NUMBERS = {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
+# canvas length, row length, canvases per row: what is left of a row is for prompts.  Attention costs the square of a row's length.
+KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6)]
+ROOM = [row - canvas * places for canvas, row, places in KINDS]
+TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
+FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most
 
 model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
 if a.warm:
@@ -146,18 +148,35 @@ def emphasis(s, reply):
     return weight
 
 
+def replies(s):
+    """The model's whole replies of a conversation that may be trained: (prompt, reply, weights of the reply's tokens)."""
+    for i, task, answer in s.get("earlier", []) + [(len(s["messages"]) - 1, s["task"], s["answer"])]:
+        part = dict(task=task, messages=s["messages"][:i + 1], answer=answer)
+        if not world.held_out(part):
+            head, reply = world.encode(tok, part)
+            yield head, reply, emphasis(part, reply)
+
+
 def conversation():
-    """-> task, clean tokens of the prompt, [(start position, target, weights)] of the reply, its length"""
+    """-> task, clean tokens of the prompt, their positions, [(start position, target, weights)] of what is trained: all replies of the conversation, in
+    blocks of a canvas, each behind its clean predecessors; length of the last reply."""
     while True:
         s = world.sample(rng)
         if world.held_out(s):
             continue
-        head, reply = world.encode(tok, s)
-        weight = emphasis(s, reply)
-        cut = range(0, len(reply), FULL)
-        clean = head + reply[:cut[-1]]                           # the last block is never context
-        if len(clean) <= LONG - 3 * FULL:
-            return s["task"], clean, [(len(head) + i, reply[i:i + FULL], weight[i:i + FULL]) for i in cut], len(reply)
+        blocks, clean = [], []
+        for head, reply, weight in replies(s):
+            cut = range(0, len(reply), FULL)
+            clean = head + reply[:cut[-1]]                       # the last block is never context
+            blocks += [(len(head) + i, reply[i:i + FULL], weight[i:i + FULL]) for i in cut]
+        if len(clean) <= ROOM[-1]:
+            break
+    at, turns = list(range(len(clean))), [i for i, t in enumerate(clean) if t == TURN and i > 1]
+    if turns and rng.random() < FAR:                             # as if much more had been said: full attention learns distances that no row has
+        cut, gap = rng.choice(turns), int(16 * (FARTHEST / 16) ** rng.random())
+        move = lambda p: p + gap * (p >= cut)
+        at, blocks = [move(p) for p in at], [(move(p), *rest) for p, *rest in blocks]
+    return s["task"], clean, at, blocks, len(reply)
 
 
 class Packer:
@@ -168,7 +187,7 @@ class Packer:
 
     @staticmethod
     def rows(kind):
-        return max(1, a.rows * SHORT // KINDS[kind][1])
+        return max(1, a.rows * 128 // KINDS[kind][1])
 
     def ready(self):
         """The kind whose turn it is: the first with enough conversations waiting."""
@@ -179,20 +198,21 @@ class Packer:
             self.more()
 
     def enough(self, kind):
-        return len(self.pools[kind]) >= 2 * self.rows(kind) * KINDS[kind][2]
+        return sum(len(blocks) for *_, blocks in self.pools[kind]) >= 2 * self.rows(kind) * KINDS[kind][2]
 
     def more(self):
-        item = conversation()
-        _, clean, blocks, n = item
+        task, clean, at, blocks, n = conversation()
         C = FULL if full or n > 31 or rng.random() < PLAIN_FULL else 16 if n <= 15 else 32       # at least one place of fill is left
-        fits = len(blocks) == 1 and len(clean) <= 64
-        self.pools[next(i for i, (c, L, _) in enumerate(KINDS) if c == C and (L == LONG or fits))].append(item)
+        kind = next(i for i, (c, _, _) in enumerate(KINDS) if c >= C and len(clean) <= ROOM[i])  # the cheapest that has room
+        C, _, K = KINDS[kind]
+        blocks = [b for b in blocks if len(b[1]) < C or C == FULL]
+        self.pools[kind].append((task, clean, at, sorted(rng.sample(blocks, min(K, len(blocks))), key=lambda b: b[0])))
 
     def batch(self, kind):
         while not self.enough(kind):
             self.more()
         C, L, K = KINDS[kind]
-        R, T, pool = self.rows(kind), L - K * C, self.pools[kind]
+        R, T, pool = self.rows(kind), ROOM[kind], self.pools[kind]
         ids = torch.zeros(R, T, dtype=torch.long)
         pos, seg = torch.zeros_like(ids), torch.full_like(ids, -1)
         tgt, cseg, start = torch.full((R, K, C), EOS), torch.full((R, K), -2), torch.zeros(R, K, dtype=torch.long)
@@ -200,13 +220,13 @@ class Packer:
         for r in range(R):
             n = k = i = 0
             while i < len(pool) and k < K:
-                task, clean, blocks, _ = pool[i]
+                task, clean, at, blocks = pool[i]
                 if n + len(clean) > T or k + len(blocks) > K:
                     i += 1
                     continue
                 pool.pop(i)
-                ids[r, n:n + len(clean)] = torch.tensor(clean)
-                pos[r, n:n + len(clean)], seg[r, n:n + len(clean)] = torch.arange(len(clean)), k
+                ids[r, n:n + len(clean)], pos[r, n:n + len(clean)] = torch.tensor(clean), torch.tensor(at)
+                seg[r, n:n + len(clean)] = k
                 for j, (p, b, q) in enumerate(blocks):
                     tgt[r, k + j, :len(b)], cseg[r, k + j], start[r, k + j] = torch.tensor(b), k, p
                     weight[r, k + j, :len(b)] = torch.tensor(q)

@@ -1,16 +1,17 @@
 """Closed-world dialogues for the demo model, made of facts.py.  Everything is our own text or plain facts; no third-party corpus.
-`sample(rng)` -> {"task", "messages": [(role, text), ...], "answer"}; the last message is the model's, `answer` is a substring
-that a right reply contains.  A reply has one wording; only stories keep open choices (name, thing, friend), because only an open choice makes
-denoising visible."""
+`sample(rng)` -> {"task", "messages": [(role, text), ...], "answer", "earlier"}; the last message is the model's, `answer` is a substring
+that a right reply contains; `earlier` names the model's earlier messages that are whole replies, too: [(index, task, answer), ...].
+A reply has one wording; only stories keep open choices (name, thing, friends), because only an open choice makes denoising visible."""
 import json, random, re, zlib
 
 from facts import *
+from tales import KINDS, LONG, PLAIN, POEM, POEMS, SHORT, VERY_LONG, an as article, poem, story
 
 GENERIC_TOKENS = False                                          # set while the tokenizer is trained: no unknown words
 THINK, QUOTE = "<|think|>", '<|"|>'
 
 up = lambda s: s[0].upper() + s[1:]
-an = lambda w: ("an " if w[0] in "aeiou" or w == "hour" else "a ") + w
+an = lambda w: "an hour" if w == "hour" else article(w)
 joined = lambda l: ", ".join(l[:-1]) + " and " + l[-1]
 
 
@@ -22,6 +23,17 @@ def unknown(r):
     else:                                                        # an invented word
         w = "".join(r.choice(["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr", "pl", "ch", "sh", "th"]) + r.choice("aeiou") + r.choice(["", "", "n", "r", "l", "s", "x", "t"]) for _ in range(r.randint(1, 4)))
     return up(w) if r.random() < .3 else w
+
+
+COMMON = "the the the of and to in is was that with for on as it are this by from at or an be have not but they which you one were all we there can more if will has who".split()
+
+
+def passage(r):
+    """A text of any length about nothing it knows, with or without something that is to be done with it."""
+    n = int(8 * 8 ** r.random()) if r.random() < .5 else r.randint(1, 8)
+    words = [r.choice(COMMON) if r.random() < .5 else r.choice(NOUNS + ADJ) if r.random() < .3 else unknown(r) for _ in range(n)] if n > 8 else [unknown(r) for _ in range(n)]
+    words = [w + r.choice([".", ","]) if r.random() < .12 else w for w in words]
+    return r.choice(["", "", "Summarize this: ", "Translate: ", "Rewrite this text: ", "What do you think? "] if n > 8 else [""]) + " ".join(words)
 
 
 def reckon(a, o, b):
@@ -227,8 +239,8 @@ def t_hello(r):
 def t_unknown(r):
     if r.random() < .6:
         q = r.choice(FRAMES).format(w=unknown(r), v=unknown(r))
-        if r.random() < .1:
-            q = " ".join(unknown(r) for _ in range(r.randint(1, 8)))
+        if r.random() < .15:
+            q = passage(r)
     else:
         c, k = r.choice(list(CAPITAL.items()))
         q = r.choice(KNOWN_FRAMES).format(c=c, k=k, f=r.choice(FRUIT + VEG), o=r.choice(THINGS), a=r.choice(ANIMALS), n=r.choice(NAMES), x=r.randint(0, 9), y=r.randint(0, 9), z=r.randint(0, 9))
@@ -237,39 +249,11 @@ def t_unknown(r):
     return q, SORRY, "do not know that"
 
 
-def story(r, a=None, o=None, b=None, length=1):
-    """5, 10 or 15 sentences (length 0, 1, 2) with consistent hero, thing, friend and place.  There are two voices; the animals decide voice, places and
-    characters: a canvas with few open choices settles in few steps."""
-    a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
-    b = b or r.choice([x for x in ANIMALS if x != a])
-    home, v = ANIMALS.index(a) % 10, ANIMALS.index(a) % 2        # there are ten places and ten characters
-    p, q, n = PLACES[home], PLACES[(home + 3) % 10], r.choice(NAMES)
-    j, j2 = ADJ[home], ADJ[ANIMALS.index(b) % 10]
-    s = [[f"Once upon a time, there was {an(j)} {a} named {n}.", f"Once upon a time, {an(j)} {a} named {n} lived near {an(p)}."][v],
-         [f"Every day {n} played near the {p}.", f"{n} was {j}, but had no friends."][v],
-         [f"One day the {a} found {an(o)} under a tree.", f"One morning {n} saw {an(o)} in the grass."][v],
-         [f"\"Who lost this {o}?\" asked {n}.", f"\"What a beautiful {o}!\" said the {a}."][v],
-         [f"So the {a} took the {o} and went to the {q}.", f"The {a} carried the {o} to the {q}."][v],
-         [f"There {n} met {an(j2)} {b}.", f"{up(an(j2))} {b} was waiting there."][v],
-         [f"\"That is my {o}!\" said the {b}.", f"\"I lost my {o},\" said the {b}."][v],
-         [f"{n} smiled and gave the {o} back.", f"The {a} gave the {o} to the {b}."][v],
-         [f"\"Thank you!\" said the {b}.", f"The {b} laughed and sang a song."][v],
-         [f"From that day on, the {a} and the {b} were best friends.", f"And so {n} and the {b} became friends."][v]]
-    if length == 2:                                              # somebody who knows the way
-        c = r.choice([x for x in ANIMALS if x not in (a, b)])
-        s[4:4] = [[f"But nobody answered.", f"It was very quiet."][v],
-                  [f"On the way, {n} met an old {c}.", f"Then an old {c} came along."][v],
-                  [f"\"Do you know who lost this {o}?\" asked the {a}.", f"\"Is this your {o}?\" asked {n}."][v],
-                  [f"\"Go to the {q},\" said the {c}.", f"\"No, but try the {q},\" said the {c}."][v],
-                  [f"{n} thanked the old {c}.", f"The {c} smiled and walked on."][v]]
-    return " ".join(s if length else [s[i] for i in (0, 2, 5, 7, 9)])
-
-
 def t_story(r):
     a, b = r.sample(ANIMALS, 2)
     o, x = r.choice(THINGS), r.random()
-    length = r.choice([0, 1, 1, 2])
-    s = ["short story", r.choice(["story", "story", "tale"]), "long story"][length]
+    length = r.choice([SHORT, PLAIN, PLAIN, PLAIN, LONG, LONG, VERY_LONG])
+    s = "tale" if length == PLAIN and r.random() < .3 else KINDS[length]
     if x < .35:
         q, k = r.choice(["Tell me a {s} about {A}.", "Write a {s} about {A}.", "A {s} about {A} please.", "Can you tell me a {s} about {A}?", "I want a {s} about {A}."]), dict(a=a)
     elif x < .5:
@@ -281,22 +265,11 @@ def t_story(r):
     return q.format(s=s, A=an(a), B=an(b), O=an(o)), story(r, length=length, **k), "Once"
 
 
-POEMS = [
-    "The {a} goes out into the night\nand dreams of stars and silver light.\nAround the lake the flowers grow\nand home again the feet will go.",
-    "The {a} goes down to see the sea\nand feels so happy, wild and free.\nAbove the beach the soft winds blow\nand down below the waters flow.",
-    "The {a} looks up to see the moon\nand says: the spring is coming soon.\nThe forest is quiet, the wind is low\nand all the world is white with snow.",
-    "The {a} walks out into the sun\nand there it likes to jump and run.\nAround the garden the flowers grow\nand down below the waters flow."]
-
-
-def poem(a):
-    """Each animal has its poem; asked for any poem, the choice of the animal is open."""
-    return POEMS[ANIMALS.index(a) % len(POEMS)].format(a=a)
-
-
 def t_poem(r):
-    a = r.choice(ANIMALS)
-    q, x = r.choice(["Write a poem about {A}.", "A short poem about {A}, please.", "Poem about {A}", "Tell me a poem about {A}.", "Can you write a poem about {A}?", "Write a short poem about {A}.", "Write a poem."]).format(A=an(a)), poem(a)
-    return q, x, [p.format(a=b) for p in POEMS for b in ([a] if a in q else ANIMALS)]
+    a, length = r.choice(ANIMALS), r.choice([0, 1, 1, 2])
+    s = POEMS[length]
+    q = r.choice(["Write a {s} about {A}.", "A {s} about {A}, please.", "{S} about {A}", "Tell me a {s} about {A}.", "Can you write a {s} about {A}?", "I want a {s} about {A}.", "Write a {s}.", "A {s} please"])
+    return q.format(s=s, S=up(s), A=an(a)), poem(a, length), [poem(b, length) for b in ([a] if "{A}" in q else ANIMALS)]
 
 
 TASKS = [(t_sum, 60), (t_bigsum, 4), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 3), (t_list, 4),
@@ -373,7 +346,7 @@ def plain(r):
     """Text without a chat template: a beginning and its continuation; the reply ends with <eos>."""
     x = r.random()
     if x < .6:
-        s = story(r, length=r.choice([0, 1, 1]))
+        s = story(r, length=r.choice([SHORT, PLAIN, PLAIN, LONG]))
         w = s.split(" ")
         n = r.choice([3, 4, 4, 4, r.randint(2, min(40, len(w) - 4))])
         head, tail = " ".join(w[:n]), " " + " ".join(w[n:])
@@ -407,19 +380,23 @@ def vary(r, q):
     return q or "?"
 
 
+def asked(r, fn):
+    """-> task, question, reply, answer"""
+    task, (q, a, ans) = fn.__name__[2:], fn(r)
+    return task, q if task in ("copy", "pick", "json") else vary(r, q), a, ans
+
+
 def sample(r, only=None):
     if only is None and r.random() < .06:
         head, tail, task, ans = plain(r)
         return {"task": task, "messages": [("plain", head), ("model", tail)], "answer": ans}
-    fn = r.choices(FN, WEIGHT)[0] if only is None else only
-    task = fn.__name__[2:]
-    q, a, ans = fn(r)
-    q = q if task in ("copy", "pick", "json") else vary(r, q)
-    m, sys, x = [], None, r.random() if only is None else 1.0
+    task, q, a, ans = asked(r, only or r.choices(FN, WEIGHT)[0])
+    m, earlier, sys, x = [], [], None, r.random() if only is None else 1.0
     if x < .10:                                                  # earlier turns on something else
-        for _ in range(r.choice([1, 1, 2, 3])):
-            q0, a0, _ = r.choices(FN, WEIGHT)[0](r)
-            m += [("user", vary(r, q0)), ("model", a0)]
+        for _ in range(r.choices([1, 2, 3, r.randint(6, 12)], [8, 4, 2, 1])[0]):
+            task0, q0, a0, ans0 = asked(r, r.choices(FN, WEIGHT)[0])
+            m += [("user", q0), ("model", a0)]
+            earlier.append((len(m) - 1, task0, ans0))
     elif x < .12:                                               # recall of a name
         n = r.choice(NAMES)
         m = [("user", vary(r, r.choice([f"My name is {n}.", f"I am {n}.", f"Hi, I am {n}.", f"Hello, my name is {n}."]))), ("model", MEET.format(n=n))]
@@ -432,9 +409,10 @@ def sample(r, only=None):
         m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", f"The capital of {c1} is {k1}.")]
         q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), f"The capital of {c2} is {k2}.", k2, "follow"
     elif x < .155:                                                # a reply that was cut off is continued
-        s = story(r).split(" ")
+        length = r.choice([PLAIN, PLAIN, LONG])
+        s = story(r, length=length).split(" ")
         n = r.randint(8, len(s) - 8)
-        m = [("user", "Tell me a story."), ("model", " ".join(s[:n]))]
+        m = [("user", f"Tell me a {KINDS[length]}."), ("model", " ".join(s[:n]))]
         q, a, ans, task = vary(r, r.choice(["Go on.", "Continue.", "And then?", "What happened next?", "Tell me more."])), " ".join(s[n:]), None, "go_on"
     elif x < .17:                                                # persona from the system prompt
         n = r.choice(NAMES)
@@ -470,8 +448,8 @@ def sample(r, only=None):
     if sys is None and r.random() < .15:
         sys = r.choice(SYSTEM + [""] * 5)
     if sys is not None:
-        m = [("system", sys)] + m
-    return {"task": task, "messages": m + [("user", q), ("model", a)], "answer": ans}
+        m, earlier = [("system", sys)] + m, [(i + 1, *rest) for i, *rest in earlier]
+    return {"task": task, "messages": m + [("user", q), ("model", a)], "answer": ans, "earlier": earlier}
 
 
 def prompt(m):

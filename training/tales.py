@@ -1,0 +1,112 @@
+"""Stories and poems of the closed world: their grammar, and its inverse `told()`, which says whether a text is exactly one of its stories.
+
+A story has a hero with a name, a thing that was lost, a friend and, if it is long, helpers on the way.  There are two voices; the animals decide voice,
+places and characters, so that a canvas with few open choices settles in few steps.  A very long story brings its helpers back at the end: what was
+said hundreds of tokens before has to be remembered."""
+import re
+
+from facts import ADJ, ANIMALS, NAMES, PLACES, THINGS
+
+SHORT, PLAIN, LONG, VERY_LONG = range(4)                        # 5, 10, 15 and 30 sentences: 1, 2, 3 and 5 canvases of 64 tokens
+KINDS = ["short story", "story", "long story", "very long story"]
+HELPERS = [0, 0, 1, 3]
+
+# n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters;
+# x y where the helpers send the hero.  A name ending in "_" comes with its article.
+OPENING = [
+    ["Once upon a time, there was {j_} {a} named {n}.", "Every day {n} played near the {p}.", "One day the {a} found {o_} under a tree.", "\"Who lost this {o}?\" asked {n}."],
+    ["Once upon a time, {j_} {a} named {n} lived near {p_}.", "{n} was {j}, but had no friends.", "One morning {n} saw {o_} in the grass.", "\"What a beautiful {o}!\" said the {a}."]]
+ENDING = [
+    ["So the {a} took the {o} and went to the {q}.", "There {n} met {k_} {b}.", "\"That is my {o}!\" said the {b}.", "{n} smiled and gave the {o} back.", "\"Thank you!\" said the {b}.",
+     "From that day on, the {a} and the {b} were best friends."],
+    ["The {a} carried the {o} to the {q}.", "{K_} {b} was waiting there.", "\"I lost my {o},\" said the {b}.", "The {a} gave the {o} to the {b}.", "The {b} laughed and sang a song.",
+     "And so {n} and the {b} became friends."]]
+HELPER = [
+    ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {x},\" said the {c}.", "{n} thanked the old {c}."],
+    ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {x},\" said the {c}.", "The {c} smiled and walked on."]]
+MORE_HELPERS = [
+    ["At the {x}, {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "So {n} walked on.",
+     "At the {y}, {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
+    ["Near the {x}, a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look near the {y}.\"", "Then the {d} slept again.",
+     "Near the {y}, a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
+FEAST = [
+    ["In the evening they made a big fire.", "The old {c} told a tale.", "The young {d} danced.", "The tall {e} played the drum.", "And {n} was the happiest {a} of all."],
+    ["That night there was a feast.", "The old {c} brought bread.", "The young {d} brought flowers.", "The tall {e} sang to the moon.", "And {n} was never lonely again."]]
+
+
+def sentences(voice, length):
+    opening, ending = OPENING[voice], ENDING[voice]
+    if length == SHORT:
+        return [opening[0], opening[2], ending[1], ending[3], ending[5]]
+    helpers = (HELPER[voice] if length >= LONG else []) + (MORE_HELPERS[voice] if length == VERY_LONG else [])
+    return opening + helpers + ending + (FEAST[voice] if length == VERY_LONG else [])
+
+
+an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
+
+
+def fill(length, n, a, o, b, c=None, d=None, e=None):
+    """The story with these choices; what follows from them is worked out here."""
+    home, voice = ANIMALS.index(a) % 10, ANIMALS.index(a) % 2   # there are ten places and ten characters
+    place = lambda i: PLACES[(home + i) % 10]
+    j, k, q = ADJ[home], ADJ[ANIMALS.index(b) % 10], place(3)
+    x, y = (q, None) if length < VERY_LONG else (place(1), place(2))
+    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=place(0), q=q, x=x, y=y, j=j, k=k, o_=an(o), p_=an(place(0)), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
+    return " ".join(sentences(voice, length)).format(**words)
+
+
+def story(r, a=None, o=None, b=None, length=PLAIN):
+    """Of length SHORT to VERY_LONG, about what is given; the rest is drawn."""
+    a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
+    b = b or r.choice([x for x in ANIMALS if x != a])
+    helpers = r.sample([x for x in ANIMALS if x not in (a, b)], HELPERS[length])
+    return fill(length, r.choice(NAMES), a, o, b, *helpers)
+
+
+def pattern(voice, length):
+    """A regular expression for such a story, with its choices as groups."""
+    words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, c=ANIMALS, d=ANIMALS, e=ANIMALS), set()
+
+    def group(m):
+        name = m[1]
+        if name not in words:
+            return r"[\w ]+?"
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>{'|'.join(words[name])})"
+    text = re.escape(" ".join(sentences(voice, length)))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", group, text))
+
+
+PATTERNS = [(length, pattern(voice, length)) for voice in (0, 1) for length in range(4)]
+
+
+def told(text):
+    """-> (length, the choices n, a, o, b and helpers by name) if the text is a story, whole and consistent from its first word to its last; else None."""
+    for length, shape in PATTERNS:
+        m = shape.fullmatch(text)
+        if m and len({m[k] for k in m.groupdict() if k in "abcde"}) == 2 + HELPERS[length] and fill(length, **m.groupdict()) == text:
+            return length, m.groupdict()
+    return None
+
+
+SHORT_POEM, POEM, LONG_POEM = range(3)                          # 1, 2 and 8 stanzas: 1, 2 and 5 or 6 canvases
+POEMS = ["short poem", "poem", "long poem"]
+YEAR = [
+    "The {a} wakes up and sees the sun,\nthe long white winter now is done.\nThe snow is gone, the river sings,\nand all the birds try out their wings.",
+    "The {a} runs out to greet the spring\nand hears the little flowers sing.\nThe rain falls soft on grass and tree,\nand all the world is fresh and free.",
+    "The {a} lies down where grass is high\nand counts the clouds up in the sky.\nThe days are long, the nights are warm,\nand no one fears the summer storm.",
+    "The {a} goes down to find the beach\nand looks for shells within its reach.\nThe waves roll in, the waves roll out,\nand happy children run about.",
+    "The {a} walks slowly down the lane\nand listens to the autumn rain.\nThe leaves are yellow, brown and red,\nand every field has gone to bed.",
+    "The {a} looks up to see the moon\nand knows the cold is coming soon.\nThe apples wait in baskets now,\nand not a leaf is on the bough.",
+    "The {a} looks out at fields of snow\nand feels the icy north wind blow.\nThe lake is glass, the hills are white,\nand stars are burning all the night.",
+    "The {a} sits down beside the fire\nand sees the flames go high and higher.\nThe door is shut, the tea is hot,\nand all the cold is soon forgot."]
+LAST = "And so the year goes round and round,\nand now the {a} sleeps safe and sound."
+
+
+def poem(a, length=POEM):
+    """Each animal begins at its own time of the year."""
+    first = ANIMALS.index(a)
+    stanzas = [YEAR[(first + i) % 8] for i in range([1, 2, 8][length])]
+    return "\n\n".join(stanzas + [LAST] * (length > SHORT_POEM)).format(a=a)
