@@ -13,10 +13,11 @@ import argparse
 import datetime
 import json
 import os
+import platform
 import random
 import re
-import shutil
 import signal
+import subprocess
 import time
 
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import model as demo
+import tokenizer
 import world
 from tokenizer import LARGEST
 
@@ -59,7 +61,7 @@ dev, rng = a.device, random.Random(a.seed + 1 + 1000003 * RANK)
 os.makedirs(a.state, exist_ok=True)
 state_file, vocabulary = os.path.join(a.state, "state.pt"), os.path.join(a.state, "tokenizer.json")
 if RANK == 0 and not os.path.exists(vocabulary):                 # a state keeps the tokenizer it was begun with, whatever the world has become
-    shutil.copy(os.path.join(demo.HERE, "tokenizer.json"), vocabulary)
+    tokenizer.build().save(vocabulary)
 if WORLD > 1:
     dist.barrier()
 tok = Tokenizer.from_file(vocabulary)
@@ -256,13 +258,14 @@ def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
 
 
 opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
+begun = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
 if os.path.exists(state_file):
     s = torch.load(state_file, map_location=dev, weights_only=False)
     with torch.no_grad():
         for n, p in P.items():
             p.copy_(s["weights"][n])
     opt.load(s["optimizer"])
-    ema, step, seen, before, log = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"]
+    ema, step, seen, before, log, begun = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"]
     rng.seed(a.seed + 1 + step + 1000003 * RANK)
     print("going on at step", step, "after", round(before), "s", flush=True)
 
@@ -281,12 +284,23 @@ def together(loss):
             p.grad.copy_(g.view_as(p))
 
 
+def provenance():
+    """What the log says of a run besides its losses."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=demo.HERE, capture_output=True, text=True)
+    if dev.startswith("cuda"):
+        hardware = torch.cuda.get_device_name()
+    else:
+        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if os.path.exists("/proc/cpuinfo") else [platform.processor()]
+        hardware = f"{WORLD} processes of {a.threads} threads on {os.cpu_count()} cores, {models[0]}"
+    return dict(begun=begun, commit=git.stdout.strip() or "unknown", hardware=hardware)
+
+
 def save():
     if RANK > 0:
         return
     wall = before + time.time() - t0
     now = {n: p.detach().clone() for n, p in P.items()}
-    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log), state_file + ".new")
+    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun), state_file + ".new")
     os.replace(state_file + ".new", state_file)
     with torch.no_grad():
         for n, p in P.items():
@@ -295,7 +309,7 @@ def save():
         for n, p in P.items():
             p.copy_(now[n])
     with open(a.history, "w") as f:
-        json.dump(dict(args=vars(a), steps=step, canvases=seen, wall_s=round(wall), log=log), f, indent=0)
+        json.dump(provenance() | dict(args=vars(a), steps=step, canvases=seen, wall_s=round(wall), log=log), f, indent=0)
 
 
 net.rope(torch.zeros(1, 1, dtype=torch.long, device=dev))

@@ -272,8 +272,8 @@ def t_poem(r):
     return q.format(s=s, S=up(s), A=an(a)), poem(a, length), [poem(b, length) for b in ([a] if "{A}" in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 60), (t_bigsum, 4), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 5), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 3), (t_list, 4),
-         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 9), (t_poem, 5)]
+TASKS = [(t_sum, 60), (t_bigsum, 8), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
+         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 11), (t_poem, 8)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -408,10 +408,10 @@ def sample(r, only=None):
         (c1, k1), (c2, k2) = r.sample(list(CAPITAL.items()), 2)
         m = [("user", vary(r, f"What is the capital of {c1}?")), ("model", f"The capital of {c1} is {k1}.")]
         q, a, ans, task = vary(r, r.choice([f"And of {c2}?", f"And {c2}?", f"What about {c2}?"])), f"The capital of {c2} is {k2}.", k2, "follow"
-    elif x < .155:                                                # a reply that was cut off is continued
+    elif x < .162:                                                # a story that was cut off after a sentence is continued
         length = r.choice([PLAIN, PLAIN, LONG])
-        s = story(r, length=length).split(" ")
-        n = r.randint(8, len(s) - 8)
+        s = re.split(r'(?<=[.!?"]) (?=[A-Z"])', story(r, length=length))
+        n = r.randint(1, len(s) - 1)
         m = [("user", f"Tell me a {KINDS[length]}."), ("model", " ".join(s[:n]))]
         q, a, ans, task = vary(r, r.choice(["Go on.", "Continue.", "And then?", "What happened next?", "Tell me more."])), " ".join(s[n:]), None, "go_on"
     elif x < .17:                                                # persona from the system prompt

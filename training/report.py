@@ -1,0 +1,55 @@
+"""Writes the scores of eval.json into the documents that show them, between their <!-- scores … --> marks:
+
+    python report.py eval.json README.md ../models/demo/README.md
+
+`table` is every line of it; `can` and `mostly` are what is above and below the bar: 95 % exact, of sums 98 % right."""
+import json
+import re
+import sys
+
+NAMES = dict(
+    sum="sums and differences from 0 to 99, by tens and ones", bigsum="sums of two such numbers above 99", capital="capitals of 41 countries, both ways",
+    word="opposites, plurals and past tenses", world="animal sounds, colours, days, months, kinds of things",
+    unit="units: meters to centimeters, weeks to days and the like, up to nine (times: up to five)", sort="sorting three numbers below 100",
+    copy="repeating and reversing two to four words", count="counting up to 12, and down from 10", pick="the first or last word of a list",
+    compare="the larger or smaller of two numbers", json="small JSON from facts", call="a tool call, when `get_weather`, `get_time` or `calculator` is offered",
+    result="the answer after the tool's result", think="a thought in the thinking channel before any of these, when thinking is on",
+    story="stories: short, plain, long and very long (one to five canvases)", plain_story="going on with a story without a chat template",
+    go_on="going on with a story that was cut off", poem="poems about an animal: a stanza, two, or a whole year (one to six canvases)", list="short lists",
+    fact="24 definitions and five reasons", chat="who it is, how it works, small talk", hello="greetings, also by name", name="remembering a name from an earlier turn",
+    follow='"And of Italy?" after a capital', dialogue="any of these at the end of a long conversation (six to twelve turns, up to 384 tokens)",
+    persona="a name from the system prompt", one_word='"Answer in one word." (capitals, colours)', shout='"Answer in capitals." (capitals, greetings)',
+    pirate='"Talk like a pirate."', plain_fact='plain text: "The capital of France is", "Monday, Tuesday,"', unknown="saying that it does not know",
+    hardsum="saying that a sum is too hard")
+BAR, SUMS = 0.95, 0.98
+SUM_TASKS = ("sum", "bigsum")
+
+whole = json.load(open(sys.argv[1]))
+ours, theirs = whole["canvasd"]["scores"], whole.get("transformers", {}).get("scores", {})
+percent = lambda x: f"{100 * x:.1f}".removesuffix(".0") + " %"
+good = lambda task: ours[task]["right"] >= SUMS if task in SUM_TASKS else ours[task]["exact"] >= BAR
+
+
+def line(task):
+    x = ours[task]
+    if task in SUM_TASKS:
+        return f"* {NAMES[task]}: {percent(x['right'])} right ({x['n']} questions; {percent(x['exact'])} with every step of the working letter for letter)"
+    return f"* {NAMES[task]}: {percent(x['exact'])}"
+
+
+def table():
+    yield "| task | canvasd: n | exact | well formed | median steps per canvas | transformers: n | exact | steps in which the draft changes |\n|---|---|---|---|---|---|---|---|"
+    for task, x in ours.items():
+        y = theirs.get(task)
+        reference = f"{y['n']} | {percent(y['exact'])} | {y['visible']:.1f}" if y else "– | – | –"
+        yield f"| {'all' if task == 'ALL' else task} | {x['n']} | {percent(x['exact'])} | {percent(x['well_formed'])} | {x['median_steps']:g} | {reference} |"
+
+
+tasks = [t for t in NAMES if t in ours]
+assert set(ours) - {"ALL"} == set(tasks), "a task without a name"
+text = dict(table="\n".join(table()), can="\n".join(line(t) for t in tasks if good(t)), mostly="\n".join(line(t) for t in tasks if not good(t)))
+for path in sys.argv[2:]:
+    document = open(path).read()
+    document = re.sub(r"(<!-- scores (\w+) -->\n).*?(<!-- end -->)", lambda m: m[1] + text[m[2]] + "\n" + m[3], document, flags=re.S)
+    open(path, "w").write(document)
+print("can:", sum(map(good, tasks)), "of", len(tasks))
