@@ -251,6 +251,8 @@ def exact(s, text, formed):
 
 def kind(s):
     """The line of the table that a question belongs to."""
+    if s["task"] == "story" and tales.told(s["messages"][-1][1])[0] == tales.VERY_LONG:
+        return "very_long_story"
     return "dialogue" if len(s.get("earlier", [])) >= 6 else "think" if s["task"].startswith("think_") else s["task"]
 
 

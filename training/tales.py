@@ -12,7 +12,7 @@ KINDS = ["short story", "story", "long story", "very long story"]
 HELPERS = [0, 0, 1, 3]
 
 # n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters;
-# x y where the helpers send the hero.  A name ending in "_" comes with its article.
+# x y where helpers send the hero before (a lone helper knows the right place at once).  A name ending in "_" comes with its article.
 OPENING = [
     ["Once upon a time, there was {j_} {a} named {n}.", "Every day {n} played near the {p}.", "One day the {a} found {o_} under a tree.", "\"Who lost this {o}?\" asked {n}."],
     ["Once upon a time, {j_} {a} named {n} lived near {p_}.", "{n} was {j}, but had no friends.", "One morning {n} saw {o_} in the grass.", "\"What a beautiful {o}!\" said the {a}."]]
@@ -45,13 +45,12 @@ def sentences(voice, length):
 an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
 
 
-def fill(length, n, a, o, b, c=None, d=None, e=None):
+def fill(length, n, a, o, b, c=None, d=None, e=None, x=None, y=None):
     """The story with these choices; what follows from them is worked out here."""
     home, voice = ANIMALS.index(a) % 10, ANIMALS.index(a) % 2   # there are ten places and ten characters
     place = lambda i: PLACES[(home + i) % 10]
     j, k, q = ADJ[home], ADJ[ANIMALS.index(b) % 10], place(3)
-    x, y = (q, None) if length < VERY_LONG else (place(1), place(2))
-    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=place(0), q=q, x=x, y=y, j=j, k=k, o_=an(o), p_=an(place(0)), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
+    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=place(0), q=q, x=x or q, y=y, j=j, k=k, o_=an(o), p_=an(place(0)), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
     return " ".join(sentences(voice, length)).format(**words)
 
 
@@ -60,12 +59,15 @@ def story(r, a=None, o=None, b=None, length=PLAIN):
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
     b = b or r.choice([x for x in ANIMALS if x != a])
     helpers = r.sample([x for x in ANIMALS if x not in (a, b)], HELPERS[length])
-    return fill(length, r.choice(NAMES), a, o, b, *helpers)
+    home = ANIMALS.index(a) % 10
+    way = r.sample([x for i, x in enumerate(PLACES) if i not in (home, (home + 3) % 10)], 2) if length == VERY_LONG else []
+    return fill(length, r.choice(NAMES), a, o, b, *helpers, *way)
 
 
 def pattern(voice, length):
     """A regular expression for such a story, with its choices as groups."""
     words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, c=ANIMALS, d=ANIMALS, e=ANIMALS), set()
+    words |= dict(x=PLACES, y=PLACES) if length == VERY_LONG else {}
 
     def group(m):
         name = m[1]
@@ -86,8 +88,12 @@ def told(text):
     """-> (length, the choices n, a, o, b and helpers by name) if the text is a story, whole and consistent from its first word to its last; else None."""
     for length, shape in PATTERNS:
         m = shape.fullmatch(text)
-        if m and len({m[k] for k in m.groupdict() if k in "abcde"}) == 2 + HELPERS[length] and fill(length, **m.groupdict()) == text:
-            return length, m.groupdict()
+        if not m:
+            continue
+        choices = m.groupdict()
+        animals, way = [choices[k] for k in choices if k in "abcde"], [choices[k] for k in choices if k in "xy"]
+        if len(set(animals)) == len(animals) and len(set(way)) == len(way) and fill(length, **choices) == text:
+            return length, choices
     return None
 
 

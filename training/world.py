@@ -252,7 +252,7 @@ def t_unknown(r):
 def t_story(r):
     a, b = r.sample(ANIMALS, 2)
     o, x = r.choice(THINGS), r.random()
-    length = r.choice([SHORT, PLAIN, PLAIN, PLAIN, LONG, LONG, VERY_LONG])
+    length = r.choice([SHORT, PLAIN, PLAIN, LONG, LONG, VERY_LONG, VERY_LONG])
     s = "tale" if length == PLAIN and r.random() < .3 else KINDS[length]
     if x < .35:
         q, k = r.choice(["Tell me a {s} about {A}.", "Write a {s} about {A}.", "A {s} about {A} please.", "Can you tell me a {s} about {A}?", "I want a {s} about {A}."]), dict(a=a)
@@ -272,8 +272,8 @@ def t_poem(r):
     return q.format(s=s, S=up(s), A=an(a)), poem(a, length), [poem(b, length) for b in ([a] if "{A}" in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 60), (t_bigsum, 8), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
-         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 11), (t_poem, 8)]
+TASKS = [(t_sum, 80), (t_bigsum, 14), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
+         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 14), (t_poem, 8)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
 
@@ -393,7 +393,7 @@ def sample(r, only=None):
     task, q, a, ans = asked(r, only or r.choices(FN, WEIGHT)[0])
     m, earlier, sys, x = [], [], None, r.random() if only is None else 1.0
     if x < .10:                                                  # earlier turns on something else
-        for _ in range(r.choices([1, 2, 3, r.randint(6, 12)], [8, 4, 2, 1])[0]):
+        for _ in range(r.choices([1, 2, 3, r.randint(6, 12)], [8, 4, 2, 2])[0]):
             task0, q0, a0, ans0 = asked(r, r.choices(FN, WEIGHT)[0])
             m += [("user", q0), ("model", a0)]
             earlier.append((len(m) - 1, task0, ans0))
@@ -441,7 +441,7 @@ def sample(r, only=None):
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
     elif x < .33 and task not in ("hardsum", "unknown", "sum", "bigsum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
-    elif x < .42 and task not in ("go_on",):                     # thinking
+    elif x < .44 and task not in ("go_on",):                     # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
         a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
         task = "think_" + task
