@@ -54,7 +54,7 @@ def make_model(cfg, seed=0):
     return model
 
 
-def circle_numbers(embedding, tok, largest, base, scale, seed=0):
+def circle_numbers(embedding, tok, largest, seed=0):
     """Number n starts as a set of points (cos wn, sin wn): cos w(a+b) is a sum of products of these, so that one gated MLP can add and
     subtract, and the tied head reads the result off as the nearest number."""
     d = embedding.shape[1]
@@ -62,30 +62,10 @@ def circle_numbers(embedding, tok, largest, base, scale, seed=0):
     angle = torch.arange(largest + 1)[:, None] * turns
     points = torch.cat((angle.cos(), angle.sin()), 1)
     axes = torch.linalg.qr(torch.randn(d, points.shape[1], generator=torch.Generator().manual_seed(seed)))[0]
-    rows = points / len(turns) ** 0.5 @ axes.T * scale + base
+    rows = points / len(turns) ** 0.5 @ axes.T
     with torch.no_grad():
         for n in range(largest + 1):
             embedding[tok.token_to_id(str(n))] = rows[n]
-
-
-def warm_start(model, tok, folder, largest):
-    """Weights of an earlier checkpoint of the same shape; its vocabulary may differ: a token it lacks becomes the mean of its pieces."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-    old, past = load_file(os.path.join(folder, "model.safetensors")), Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-    name = "model.decoder.embed_tokens.weight"
-    table, ids = old.pop(name).float(), past.get_vocab()
-    model.load_state_dict(old, strict=False)
-    emb = model.model.decoder.embed_tokens.weight
-    with torch.no_grad():
-        for token, i in tok.get_vocab().items():
-            if token in ids:
-                emb[i] = table[ids[token]]
-            else:
-                pieces = past.encode(token.replace("▁", " "), add_special_tokens=False).ids or [3]
-                emb[i] = table[pieces].mean(0) + 0.3 * table.std() * torch.randn(table.shape[1])
-    digits = table[[ids[str(n)] for n in range(10)]]
-    circle_numbers(emb, tok, largest, 0.7 * digits.mean(0), digits.norm(dim=1).mean())
 
 
 def export(model, tok, out):

@@ -2,7 +2,7 @@
 t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and <eos> fill included), two-pass self-conditioning for a part of
 the canvases.  All canvases of a reply are trained, each behind its clean predecessors.
 
-    torchrun --nproc_per_node 2 train.py --minutes 100 --out ../models/demo     CPU, one process per core
+    torchrun --nproc_per_node 2 train.py --minutes 230 --out ../models/demo     CPU, one process per core
     python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
 
 The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import model as demo
+import tales
 import tokenizer
 import world
 from tokenizer import LARGEST
@@ -35,17 +36,16 @@ A = ap.add_argument
 A("--out", required=True, help="folder for the checkpoint")
 A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
-A("--warm", default="", help="checkpoint folder to start from, instead of random weights")
-A("--minutes", type=float, default=100, help="wall time of the whole run, all its parts together")
+A("--minutes", type=float, default=230, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
-A("--full", type=float, default=0.85, help="share of the run after which every canvas is full")
+A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
 A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
 A("--lr", type=float, default=0.02, help="Muon, matrices")
 A("--alr", type=float, default=3e-3, help="Adam, embedding and vectors")
 A("--decay", type=float, default=0.5, help="last share of the run with falling learning rate")
 A("--noise", type=float, default=0.35, help="share of canvases that start as pure noise")
-A("--ema", type=float, default=0.99)
+A("--ema", type=float, default=0.998, help="memory of the averaged weights, which are the ones exported")
 A("--device", default="cpu")
 A("--threads", type=int, default=1, help="per process; operations this small lose more than they gain from a second thread")
 A("--seed", type=int, default=0)
@@ -70,16 +70,13 @@ V, EOS, FULL = tok.get_vocab_size(), 1, 64
 KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
+TOLD, CAST = {"story", "go_on", "plain_story"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
 FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most
 
 model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
-if a.warm:
-    demo.warm_start(model, tok, a.warm, LARGEST)
-else:
-    emb = model.model.decoder.embed_tokens.weight
-    demo.circle_numbers(emb, tok, LARGEST, torch.zeros(emb.shape[1]), 1.0)
+demo.circle_numbers(model.model.decoder.embed_tokens.weight, tok, LARGEST)
 model = model.to(dev)
 net = demo.Lean(model, compiled=not a.eager)
 P = net.named
@@ -137,6 +134,8 @@ def emphasis(s, reply):
                 weight[i] = 8.0
     elif s["task"].removeprefix("think_") in ("count", "list"):
         weight = [2.0] * len(reply)
+    elif s["task"].removeprefix("think_") in TOLD:               # who, what and where: all else follows from the voice
+        weight = [3.0 if t in CAST else 1.0 for t in reply]
     elif isinstance(s["answer"], str):
         text = s["messages"][-1][1]
         if s["task"] == "call":                                  # name, parameter and argument are copied from three places

@@ -272,7 +272,7 @@ def t_poem(r):
     return q.format(s=s, S=up(s), A=an(a)), poem(a, length), [poem(b, length) for b in ([a] if "{A}" in q else ANIMALS)]
 
 
-TASKS = [(t_sum, 80), (t_bigsum, 14), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
+TASKS = [(t_sum, 80), (t_bigsum, 28), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
          (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 14), (t_poem, 8)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 BY_NAME = {f.__name__[2:]: f for f in FN}
@@ -424,7 +424,7 @@ def sample(r, only=None):
         ans = "Arr! "
     elif x < .215:                                               # one word only
         (c, k), (d, b) = (r.choice(list(t.items())) for t in (CAPITAL, COLOR))
-        q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What color is {d}?", up(b)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
+        q, a = r.choice([(f"What is the capital of {c}?", k), (f"What is the capital of {c}?", k), (f"Capital of {c}?", k), (f"What color is {d}?", up(b)), (f"Which color does {d} have?", up(b)), ("Who are you?", "Canvas"), ("Hello", "Hello")])
         sys, q, ans, task = r.choice(ONE_WORD), vary(r, q), a, "one_word"
     elif x < .235:                                               # capitals only
         q, a, ans = r.choice([t_capital, t_capital, t_hello])(r)
