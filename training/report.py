@@ -1,8 +1,9 @@
 """Writes the scores of eval.json into the documents that show them, between their <!-- scores … --> marks:
 
-    python report.py eval.json README.md ../models/demo/README.md
+    python report.py eval.json README.md ../models/demo/README.md ../README.md
 
-`table` is every line of it; `can` and `mostly` are what is above and below the bar: 95 % exact, of sums 98 % right."""
+`table` is every line of it, `groups` the same in few lines; `can` and `mostly` are what is above and below the bar: 95 % exact, of sums 98 % right;
+`all` is the whole in a sentence, `steps` what an answer takes."""
 import json
 import re
 import sys
@@ -21,11 +22,16 @@ NAMES = dict(
     persona="a name from the system prompt", one_word='"Answer in one word." (capitals, colours)', shout='"Answer in capitals." (capitals, greetings)',
     pirate='"Talk like a pirate."', plain_fact='plain text: "The capital of France is", "Monday, Tuesday,"', unknown="saying that it does not know",
     hardsum="saying that a sum is too hard")
+GROUPS = {
+    "sums and differences to 99": ["sum"], "sums above 99": ["bigsum"], "capitals": ["capital", "follow"], "opposites, plurals, past tenses": ["word"], "units": ["unit"], "kinds, colours, days, definitions": ["world", "fact"],
+    "sorting, comparing, counting": ["sort", "compare", "count"], "repeating, reversing, picking words": ["copy", "pick"], "lists": ["list"], "JSON from facts": ["json"], "tool calls and answers from results": ["call", "result"],
+    "thinking before an answer": ["think"], "stories": ["story"], "very long stories": ["very_long_story"], "going on with a text": ["plain_story", "go_on", "plain_fact"], "poems": ["poem"],
+    "system prompts": ["persona", "one_word", "shout", "pirate"], "greetings and itself": ["hello", "chat", "name"], "long conversations": ["dialogue"], "saying that it cannot": ["unknown", "hardsum"]}
 BAR, SUMS = 0.95, 0.98
 SUM_TASKS = ("sum", "bigsum")
 
 whole = json.load(open(sys.argv[1]))
-ours, theirs = whole["canvasd"]["scores"], whole.get("transformers", {}).get("scores", {})
+ours, theirs = whole["canvasd"]["scores"], whole["transformers"]["scores"]
 percent = lambda x: f"{100 * x:.1f}".removesuffix(".0") + " %"
 good = lambda task: ours[task]["right"] >= SUMS if task in SUM_TASKS else ours[task]["exact"] >= BAR
 
@@ -45,9 +51,30 @@ def table():
         yield f"| {'all' if task == 'ALL' else task} | {x['n']} | {percent(x['exact'])} | {percent(x['well_formed'])} | {x['median_steps']:g} | {reference} |"
 
 
+def groups():
+    yield "| asked for | exact | of | asked for | exact | of |\n|---|---|---|---|---|---|"
+    cells = []
+    for name, members in GROUPS.items():
+        n = sum(ours[t]["n"] for t in members)
+        cells.append(f"{name} | {percent(sum(ours[t]['exact'] * ours[t]['n'] for t in members) / n)} | {n}")
+    half = (len(cells) + 1) // 2
+    for left, right in zip(cells[:half], cells[half:] + [" | | "]):
+        yield f"| {left} | {right} |"
+
+
+def in_all():
+    x, y = ours["ALL"], theirs["ALL"]
+    return f"Of {x['n']:,} held-out questions it answers {percent(x['exact'])} exactly as taught in canvasd, and of {y['n']:,} {percent(y['exact'])} in the reference implementation."
+
+
+def steps():
+    return f"Median steps per canvas: {ours['ALL']['median_steps']:g} over all, {ours['story']['median_steps']:g} for stories, whose draft changes in {theirs['story']['visible']:.1f} steps per canvas on average."
+
+
 tasks = [t for t in NAMES if t in ours]
 assert set(ours) - {"ALL"} == set(tasks), "a task without a name"
-text = dict(table="\n".join(table()), can="\n".join(line(t) for t in tasks if good(t)), mostly="\n".join(line(t) for t in tasks if not good(t)))
+assert sorted(sum(GROUPS.values(), [])) == sorted(tasks), "a task in no group, or in two"
+text = dict(table="\n".join(table()), groups="\n".join(groups()), all=in_all(), steps=steps(), can="\n".join(line(t) for t in tasks if good(t)), mostly="\n".join(line(t) for t in tasks if not good(t)))
 for path in sys.argv[2:]:
     document = open(path).read()
     document = re.sub(r"(<!-- scores (\w+) -->\n).*?(<!-- end -->)", lambda m: m[1] + text[m[2]] + "\n" + m[3], document, flags=re.S)

@@ -120,11 +120,12 @@ def test_without_a_seed_two_stories_differ(client, model):
 
 
 def test_progress_is_invisible_to_who_only_reads_the_text(client, model):
-    shown = 0
-    for seed in range(4, 12):
-        plain = client.chat.completions.create(model=model, messages=STORY, seed=seed).choices[0].message.content
+    # Five canvases and some thirty steps: of drafts that come faster than they are sent only the newest is kept, but never that few of so many.
+    story = [{"role": "user", "content": "Tell me a very long story about a bee."}]
+    for seed in range(4, 8):
+        plain = client.chat.completions.create(model=model, messages=story, seed=seed).choices[0].message.content
         stream = client.chat.completions.create(
-            model=model, messages=STORY, seed=seed, stream=True,
+            model=model, messages=story, seed=seed, stream=True,
             extra_body={"stream_options": {"include_diffusion_progress": {"max_hz": 1000}}})
         text, drafts = "", []
         for chunk in stream:
@@ -136,9 +137,7 @@ def test_progress_is_invisible_to_who_only_reads_the_text(client, model):
         assert text == plain
         assert drafts and all(draft["v"] == 1 for draft in drafts)
         assert [draft["seq"] for draft in drafts] == sorted({draft["seq"] for draft in drafts})
-        shown += sum(draft["phase"] == "denoise" and bool(draft["text"]) for draft in drafts)
-    # Of drafts that come faster than they are sent only the newest is kept, so that one story may show none of its steps.
-    assert shown
+        assert any(draft["phase"] == "denoise" and draft["text"] for draft in drafts)
 
 
 def test_completions_in_all_four_forms(client, model, http):
