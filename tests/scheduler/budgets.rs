@@ -184,17 +184,11 @@ fn a_slow_reader_pauses_its_own_choice_only() {
     let mut slow = world.submit(job(&prompt(5, 1), 80, 1)).expect("taken");
     let mut other = world.submit(job(&prompt(5, 2), 80, 1)).expect("taken");
     let mut story = Story::default();
-    while story.end.is_none() {
-        assert!(world.pass());
-        story.read(&mut other.choices[0]);
-    }
+    world.until_end(&mut story, &mut other.choices[0]);
     assert_eq!(story.tokens(), alone(job(&prompt(5, 2), 80, 1))[0].tokens());
     let mut late = Story::of(&mut slow.choices[0]);
     assert_eq!(late.canvases.len(), 2, "no more than two canvases wait unread");
-    while late.end.is_none() {
-        assert!(world.pass());
-        late.read(&mut slow.choices[0]);
-    }
+    world.until_end(&mut late, &mut slow.choices[0]);
     assert_eq!(late.tokens(), alone(job(&prompt(5, 1), 80, 1))[0].tokens(), "nothing is lost by reading late");
 }
 
@@ -215,18 +209,12 @@ fn a_paused_choice_does_not_hold_pages() {
     let mut slow = world.submit(job(&prompt(30, 1), 16, 1)).expect("taken");
     let mut other = world.submit(job(&prompt(30, 2), 8, 1)).expect("taken");
     let mut story = Story::default();
-    while story.end.is_none() {
-        assert!(world.pass());
-        story.read(&mut other.choices[0]);
-    }
+    world.until_end(&mut story, &mut other.choices[0]);
     assert_eq!(story.usage().canvases, 1);
     assert!(world.now - world.start < Duration::from_secs(5), "it waited until the reader was given up");
     assert_eq!(set_backs(&world), 1, "the memory was tight enough to test anything");
     let mut late = Story::default();
-    while late.end.is_none() {
-        late.read(&mut slow.choices[0]);
-        world.pass();
-    }
+    world.until_end(&mut late, &mut slow.choices[0]);
     assert_eq!(late.tokens(), alone(job(&prompt(30, 1), 16, 1))[0].tokens());
 }
 
@@ -246,10 +234,7 @@ fn a_paused_choice_does_not_hold_a_slot() {
     }
     assert!(world.now - world.start < Duration::from_secs(5));
     let mut late = Story::default();
-    while late.end.is_none() {
-        late.read(&mut slow.choices[0]);
-        world.pass();
-    }
+    world.until_end(&mut late, &mut slow.choices[0]);
     assert_eq!(late.tokens(), alone(job(&prompt(5, 1), 40, 1))[0].tokens());
 }
 

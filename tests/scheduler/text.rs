@@ -195,10 +195,7 @@ fn a_deadline_in_the_queue_is_an_error_in_time() {
     wanted.timeout = Some(Duration::from_millis(200));
     let mut ticket = world.submit(wanted).expect("taken");
     let mut story = Story::default();
-    while story.end.is_none() {
-        assert!(world.pass());
-        story.read(&mut ticket.choices[0]);
-    }
+    world.until_end(&mut story, &mut ticket.choices[0]);
     assert_eq!(story.error(), JobError::DeadlineExceeded);
     assert!(world.now - world.start <= Duration::from_millis(220));
 }

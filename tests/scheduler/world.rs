@@ -109,6 +109,15 @@ impl World {
         panic!("no end");
     }
 
+    /// Runs until a story that is read as it comes has ended.
+    pub fn until_end(&mut self, story: &mut Story, reader: &mut Reader) {
+        story.read(reader);
+        while story.end.is_none() {
+            assert!(self.pass(), "nothing runs, and the story has no end");
+            story.read(reader);
+        }
+    }
+
     /// Rows encoded so far.
     pub fn encoded(&self) -> usize {
         self.log.lock().expect("the log").passes.iter().map(|pass| pass.0).sum()

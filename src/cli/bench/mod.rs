@@ -60,18 +60,18 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
         let report = intrude::measure(&config, tokens, &arguments.encode_rows, arguments.repeats)?;
         return print(&arguments, || report.json(), || report.table());
     }
-    let house = match arguments.url {
-        Some(_) => None,
-        None => Some(wire::open(&config)?),
-    };
     block_on(async {
+        let mut signals = Signals::new()?;
+        let house = match arguments.url {
+            Some(_) => None,
+            None => Some(signals.or(move || wire::open(&config)).await.map_err(|_| CliError::Interrupted)??),
+        };
         let target = match (&arguments.url, &house) {
             (Some(url), _) => Target::server(url).await?,
             (None, Some(house)) => Target::engine(house),
             (None, None) => return Err(CliError::EngineStopped),
         };
         let target = Arc::new(target);
-        let mut signals = Signals::new()?;
         tokio::select! {
             done = ask(&arguments, &target, most) => done,
             _ = signals.next() => Err(CliError::Interrupted),
