@@ -1,6 +1,6 @@
 """Checks what training takes for granted:  python check.py
 1. the lean forward pass gives the library's logits;  2. world.prompt writes what chat_template.jinja writes;  3. an earlier reply stands in the
-whole conversation as it stands alone;  4. every story is recognised as one, and none with a word exchanged."""
+whole conversation as it stands alone;  4. every story is recognised as one, and none with its hero's name exchanged in one place."""
 import os
 import random
 

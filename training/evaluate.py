@@ -1,4 +1,4 @@
-"""Scores a checkpoint on questions that were held out of training, with its default settings.
+"""Scores a checkpoint with its default settings on questions that were held out of training, and on continuations of known text.
 
     python evaluate.py ../models/demo --per 40 --out eval.json                          transformers' own generate()
     python evaluate.py ../models/demo --per 40 --server http://127.0.0.1:8000 --out eval.json   the same questions, asked over HTTP
@@ -11,7 +11,7 @@ exact = the reply is one of the taught replies, letter for letter; for stories, 
 consistent from the first word to the last (tales.told), of the length and about what was asked for.
 well formed = every sentence has the pattern of a taught one (words of a kind exchanged); of stories: the grammar makes it; thoughts and calls are closed.
 visible = steps per canvas in which the draft changed (transformers only).
-dialogue = the last question after at least six other turns, whatever it is about."""
+dialogue = the last question after at least six other turns, whatever it is about (a very long story is counted as that)."""
 import argparse
 import json
 import os
@@ -38,7 +38,7 @@ class Reply:
 
 class Reference:
     """The library's generate(), f32."""
-    name = "transformers"
+    name, settings = "transformers", "generation_config.json of the folder, f32"
 
     def __init__(self, folder, threads):
         import torch
@@ -52,7 +52,7 @@ class Reference:
         if "prompt" in pair:
             return [2] + self.tok.encode(pair["prompt"], add_special_tokens=False)
         options = {k: pair[k] for k in ("tools", "enable_thinking") if k in pair}
-        text = self.tok.apply_chat_template(pair["messages"], add_generation_prompt=True, tokenize=False, **options)
+        text = self.tok.apply_chat_template([with_arguments(m) for m in pair["messages"]], add_generation_prompt=True, tokenize=False, **options)
         return self.tok.encode(text, add_special_tokens=False)
 
     def generate(self, rows, seed, streamer=None):
@@ -82,17 +82,20 @@ class Reference:
 
 
 class Changes:
-    """Streamer that counts, per row, the steps in which the draft differs from the one before."""
+    """Streamer that counts, per row, the steps in which the draft differs from the one before.  A row that has ended goes on with padding, which is
+    not counted."""
 
     def __init__(self, rows):
-        self.changed, self.last = [0] * rows, None
+        self.changed, self.canvas, self.last = [0] * rows, [0] * rows, None
 
     def put(self, value):
-        self.last = None
+        for i, row in enumerate(value.tolist() if self.last else []):
+            self.changed[i] += self.canvas[i] if any(row) else 0
+        self.canvas, self.last = [0] * len(self.changed), None
 
     def put_draft(self, value):
         for i, row in enumerate(value.tolist()):
-            self.changed[i] += self.last is None or row != self.last[i]
+            self.canvas[i] += self.last is None or row != self.last[i]
         self.last = value.tolist()
 
     def end(self):
@@ -116,9 +119,15 @@ class Trace:
         pass
 
 
+def with_arguments(message):
+    """A message for the chat template, which wants a call's arguments as an object."""
+    calls = [c | dict(function=c["function"] | dict(arguments=json.loads(c["function"]["arguments"]))) for c in message.get("tool_calls", [])]
+    return message | dict(tool_calls=calls) if calls else message
+
+
 class Server:
     """A running canvasd; what it parses out of a reply is written back in the model's own syntax."""
-    name = "canvasd"
+    name, settings = "canvasd", "the server's defaults"
 
     def __init__(self, url):
         self.url = url
@@ -218,6 +227,10 @@ def parts(s, text):
     return s["task"][6:], m and m[1], m and m[2]
 
 
+def taught(s):
+    return s["messages"][-1][1].removesuffix("<|tool_response>")
+
+
 def whole_story(s, text):
     """A continuation together with what it continues."""
     before = s["messages"][-3][1] + " " if s["task"] == "go_on" else s["messages"][0][1] if s["task"] == "plain_story" else ""
@@ -232,21 +245,21 @@ def well_formed(s, text, known):
         return bool(re.fullmatch(r"<\|tool_call>call:\w+\{\w+:<\|\"\|>[^<>{}]+<\|\"\|>\}<tool_call\|>", text))
     if task in STORIES:
         return whole_story(s, text) is not None
-    return all(x in known for x in sentences(text))
+    return text == parts(s, taught(s))[2] or bool(text.strip()) and all(x in known for x in sentences(text))      # no sample of patterns has all
 
 
 def exact(s, text, formed):
     task, thought, said = parts(s, text)
-    _, taught_thought, taught = parts(s, s["messages"][-1][1].removesuffix("<|tool_response>"))
-    if not formed or thought != taught_thought:
+    _, right_thought, right = parts(s, taught(s))
+    if not formed or thought != right_thought:
         return False
     if task == "story":                                          # what the question names is where it belongs
-        (length, choices), (asked_length, asked) = tales.told(said), tales.told(taught)
+        (length, choices), (asked_length, asked) = tales.told(said), tales.told(right)
         named = re.findall(r"\w+", s["messages"][-2][1].lower())
         return length == asked_length and all(choices[k] == asked[k] for k in "aob" if asked[k] in named)
-    if task in STORIES or s["answer"] is None:                   # an open continuation
-        return True
-    return said == taught or isinstance(s["answer"], list) and said in s["answer"]
+    if task == "go_on":
+        return whole_story(s, said)[0] == whole_story(s, right)[0]
+    return task == "plain_story" or said == right or isinstance(s["answer"], list) and said in s["answer"]
 
 
 def kind(s):
@@ -257,17 +270,17 @@ def kind(s):
 
 
 def questions(a):
-    """--per held-out questions per task that the API can ask, five times as many sums (their bar is the highest); thoughts count as one task per kind
+    """--per questions per task that the API can ask, five times as many sums (their bar is the highest); thoughts count as one task per kind
     of answer."""
     r, quota = random.Random(a.seed), defaultdict(list)
     only = a.tasks.split(",") if a.tasks else None
-    for _ in range(200000):
+    for _ in range(500000):
         s = world.sample(r)
         line = kind(s)
         t, most = (s["task"], max(2, a.per // 8)) if line == "think" else (line, 5 * a.per if line == "sum" else a.per)
         if only and line not in only or len(quota[t]) >= most:
             continue
-        if (world.held_out(s) or s["task"] in world.NOT_HELD_OUT) and as_request(s["messages"]):
+        if (world.unseen(s) or s["task"] in world.NOT_HELD_OUT) and as_request(s["messages"]):
             quota[t].append(s)
     return [s for _, l in sorted(quota.items()) for s in l]
 
@@ -275,6 +288,8 @@ def questions(a):
 def score(model, a):
     t0, known, table, rows, stat = time.time(), patterns(), {}, [], defaultdict(list)
     asked = questions(a)
+    if not asked:
+        raise SystemExit(f"no question of {a.tasks} was held out: see the task names in eval.json")
     for s, x in zip(asked, model.ask([as_request(s["messages"]) for s in asked], a.seed, spread=True)):
         formed = well_formed(s, x.text, known)
         ok = exact(s, x.text, formed)
@@ -292,9 +307,9 @@ def score(model, a):
     print("seconds", round(time.time() - t0))
     if a.out:
         whole = json.load(open(a.out)) if os.path.exists(a.out) else {}
-        whole[model.name] = dict(settings=f"generation_config.json of the folder, f32 arithmetic, seed {a.seed}, --per {a.per}", scores=table, wrong=rows)
+        whole[model.name] = dict(settings=f"{model.settings}, seed {a.seed}, --per {a.per}", scores=table, wrong=rows)
         json.dump(whole, open(a.out, "w"), indent=0, ensure_ascii=False)
-    elif a.show:
+    if a.show:
         for x in rows:
             print(x["task"], "|", " / ".join(t[-90:] for _, t in x["messages"]), "->", repr(x["reply"]), "| taught:", repr(x["taught"][:120]))
 
@@ -316,7 +331,7 @@ def smoke(model, a):
 def main():
     ap = argparse.ArgumentParser()
     A = ap.add_argument
-    A("dir", help="checkpoint folder")
+    A("dir", help="checkpoint folder; not read with --server")
     A("--server", help="address of a running canvasd that serves this checkpoint")
     A("--per", type=int, default=16, help="questions per task")
     A("--tasks", default="", help="only these, separated by commas")
@@ -329,6 +344,8 @@ def main():
     A("--ask"), A("--system"), A("--plain", action="store_true"), A("--think", action="store_true"), A("--trace", action="store_true")
     A("--threads", type=int, default=1)
     a = ap.parse_args()
+    if a.trace and (a.server or not a.ask):
+        ap.error("--trace shows the steps of an --ask, in transformers only")
     model = Server(a.server) if a.server else Reference(a.dir, a.threads)
     if a.ask:
         system = [dict(role="system", content=a.system)] if a.system is not None else []

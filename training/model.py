@@ -173,7 +173,7 @@ class Lean:
             out[t] = torch.zeros(see.shape, device=pos.device).masked_fill_(~see, -1e9)
         return out
 
-    def forward(self, w, ids, pos, seg, canvas, cseg, start, sc=None, sc_on=None):
+    def forward(self, w, ids, pos, seg, canvas, cseg, start, sc=None):
         """Logits [R*K, C, V] and the router's probabilities per layer."""
         R, K, C = canvas.shape
         T, emb, sd = ids.shape[1], w["embed_tokens.weight"], self.c.hidden_size ** 0.5

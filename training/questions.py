@@ -15,13 +15,12 @@ ap.add_argument("--seed", type=int, default=2024)
 ap.add_argument("--out", required=True)
 a = ap.parse_args()
 ROLE = dict(model="assistant", user="user", system="system")
-SKIP = ("list", "call", "reply")                                     # checked otherwise, or after a tool
 r, tasks = random.Random(a.seed), defaultdict(list)
 for _ in range(100000):
     s = world.sample(r)
     m, task = s["messages"], s["task"]
     plain = any(role not in ROLE for role, _ in m) or any("<|" in text for _, text in m)
-    if plain or s["answer"] is None or task in SKIP or task.startswith("think_") or len(tasks[task]) >= a.per or not world.held_out(s):
+    if plain or s["answer"] is None or task.startswith("think_") or len(tasks[task]) >= a.per or not world.unseen(s):
         continue
     any_of = [s["answer"]] if isinstance(s["answer"], str) else list(s["answer"])
     tasks[task].append(dict(task=task, messages=[dict(role=ROLE[role], content=text) for role, text in m[:-1]], any=any_of))

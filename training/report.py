@@ -14,11 +14,11 @@ NAMES = dict(
     unit="units: meters to centimeters, weeks to days and the like, up to nine (times: up to five)", sort="sorting three numbers below 100",
     copy="repeating and reversing two to four words", count="counting up to 12, and down from 10", pick="the first or last word of a list",
     compare="the larger or smaller of two numbers", json="small JSON from facts", call="a tool call, when `get_weather`, `get_time` or `calculator` is offered",
-    result="the answer after the tool's result", think="a thought in the thinking channel before any of these, when thinking is on",
+    result="the answer after the tool's result", think="a thought in the thinking channel before the answer to a question, when thinking is on",
     story="stories: short, plain and long (one to three canvases)", very_long_story="very long stories (five canvases), without a slip from the first word to the last", plain_story="going on with a story without a chat template",
     go_on="going on with a story that was cut off", poem="poems about an animal: a stanza, two, or a whole year (one to six canvases)", list="short lists",
     fact="24 definitions and five reasons", chat="who it is, how it works, small talk", hello="greetings, also by name", name="remembering a name from an earlier turn",
-    follow='"And of Italy?" after a capital', dialogue="any of these at the end of a long conversation (six to twelve turns, up to 384 tokens)",
+    follow='"And of Italy?" after a capital', dialogue="any of these at the end of a long conversation (six to twelve turns, mostly longer than anything it was trained on)",
     persona="a name from the system prompt", one_word='"Answer in one word." (capitals, colours)', shout='"Answer in capitals." (capitals, greetings)',
     pirate='"Talk like a pirate."', plain_fact='plain text: "The capital of France is", "Monday, Tuesday,"', unknown="saying that it does not know",
     hardsum="saying that a sum is too hard")
@@ -57,14 +57,14 @@ def groups():
     for name, members in GROUPS.items():
         n = sum(ours[t]["n"] for t in members)
         cells.append(f"{name} | {percent(sum(ours[t]['exact'] * ours[t]['n'] for t in members) / n)} | {n}")
-    half = (len(cells) + 1) // 2
-    for left, right in zip(cells[:half], cells[half:] + [" | | "]):
+    half = len(cells) // 2                                       # there is an even number of them
+    for left, right in zip(cells[:half], cells[half:]):
         yield f"| {left} | {right} |"
 
 
 def in_all():
     x, y = ours["ALL"], theirs["ALL"]
-    return f"Of {x['n']:,} held-out questions it answers {percent(x['exact'])} exactly as taught in canvasd, and of {y['n']:,} {percent(y['exact'])} in the reference implementation."
+    return f"Of {x['n']:,} questions it answers {percent(x['exact'])} exactly as taught in canvasd, and of {y['n']:,} {percent(y['exact'])} in the reference implementation."
 
 
 def steps():

@@ -1,11 +1,11 @@
-"""Scores a running server on held-out questions: what evaluate.py asks transformers, asked over HTTP, so that quantized weights and
-faster products can be compared with the checkpoint as it is.
+"""Scores a running server on held-out questions without calls or thoughts, so that quantized weights and faster products can be compared with the
+checkpoint as it is.
 
     canvasd serve --model demo-q8_0.gguf --precision bytes &
     python served.py http://127.0.0.1:8000 --tokenizer ../models/demo/tokenizer.json --per 20 --out q8_0-bytes.json
     python served.py --compare exact.json q8_0-bytes.json
 
-right = the checked part of the answer is in the reply.  Every question has a seed of its own, the same in every run; --compare counts
+right = the checked part of the answer is in the reply, in letters of either case.  Every question has a seed of its own, the same in every run; --compare counts
 the questions that only one of two runs got right, and the replies that are letter for letter the same."""
 import argparse
 import json
@@ -35,9 +35,9 @@ def questions():
         s = world.sample(r)
         task = s["task"]
         # Calls and thoughts go to channels of their own, which a completion does not show.
-        if task == "call" or task.startswith("think_") or s["answer"] is None and task != "list" or len(quota[task]) >= a.per:
+        if task == "call" or task.startswith("think_") or s["answer"] is None or len(quota[task]) >= a.per:
             continue
-        if world.held_out(s) or task in world.NOT_HELD_OUT:
+        if world.unseen(s) or task in world.NOT_HELD_OUT:
             quota[task].append(s)
     return [s for task in sorted(quota) for s in quota[task]]
 

@@ -1,13 +1,13 @@
 """Stories and poems of the closed world: their grammar, and its inverse `told()`, which says whether a text is exactly one of its stories.
 
 A story has a hero with a name, a thing that was lost, a friend and, if it is long, helpers on the way.  There are two voices; the animals decide voice,
-places and characters, so that a canvas with few open choices settles in few steps.  A very long story brings its helpers back at the end: what was
+home and characters, so that a canvas with few open choices settles in few steps.  A very long story brings its helpers back at the end: what was
 said hundreds of tokens before has to be remembered."""
 import re
 
 from facts import ADJ, ANIMALS, NAMES, PLACES, THINGS
 
-SHORT, PLAIN, LONG, VERY_LONG = range(4)                        # 5, 10, 15 and 30 sentences: 1, 2, 3 and 5 canvases of 64 tokens
+SHORT, PLAIN, LONG, VERY_LONG = range(4)                        # 5, 10, 15 and 29 sentences: 1, 2, 3 and 5 canvases of 64 tokens
 KINDS = ["short story", "story", "long story", "very long story"]
 HELPERS = [0, 0, 1, 3]
 
@@ -45,12 +45,14 @@ def sentences(voice, length):
 an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
 
 
+character = lambda animal: ADJ[ANIMALS.index(animal) % 10]      # there are ten characters and ten places
+ends = lambda hero: [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (0, 3)]        # where the hero lives, and where the friend is
+
+
 def fill(length, n, a, o, b, c=None, d=None, e=None, x=None, y=None):
     """The story with these choices; what follows from them is worked out here."""
-    home, voice = ANIMALS.index(a) % 10, ANIMALS.index(a) % 2   # there are ten places and ten characters
-    place = lambda i: PLACES[(home + i) % 10]
-    j, k, q = ADJ[home], ADJ[ANIMALS.index(b) % 10], place(3)
-    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=place(0), q=q, x=x or q, y=y, j=j, k=k, o_=an(o), p_=an(place(0)), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
+    voice, j, k, (p, q) = ANIMALS.index(a) % 2, character(a), character(b), ends(a)
+    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=p, q=q, x=x or q, y=y, j=j, k=k, o_=an(o), p_=an(p), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
     return " ".join(sentences(voice, length)).format(**words)
 
 
@@ -59,8 +61,7 @@ def story(r, a=None, o=None, b=None, length=PLAIN):
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
     b = b or r.choice([x for x in ANIMALS if x != a])
     helpers = r.sample([x for x in ANIMALS if x not in (a, b)], HELPERS[length])
-    home = ANIMALS.index(a) % 10
-    way = r.sample([x for i, x in enumerate(PLACES) if i not in (home, (home + 3) % 10)], 2) if length == VERY_LONG else []
+    way = r.sample([x for x in PLACES if x not in ends(a)], 2) if length == VERY_LONG else []
     return fill(length, r.choice(NAMES), a, o, b, *helpers, *way)
 
 
@@ -92,12 +93,12 @@ def told(text):
             continue
         choices = m.groupdict()
         animals, way = [choices[k] for k in choices if k in "abcde"], [choices[k] for k in choices if k in "xy"]
-        if len(set(animals)) == len(animals) and len(set(way)) == len(way) and fill(length, **choices) == text:
+        if len(set(animals)) == len(animals) and len(set(way)) == len(way) and not set(way) & set(ends(choices["a"])) and fill(length, **choices) == text:
             return length, choices
     return None
 
 
-SHORT_POEM, POEM, LONG_POEM = range(3)                          # 1, 2 and 8 stanzas: 1, 2 and 5 or 6 canvases
+SHORT_POEM, POEM, LONG_POEM = range(3)                          # 1, 2 and 8 stanzas: 1, 2 and 6 canvases
 POEMS = ["short poem", "poem", "long poem"]
 YEAR = [
     "The {a} wakes up and sees the sun,\nthe long white winter now is done.\nThe snow is gone, the river sings,\nand all the birds try out their wings.",

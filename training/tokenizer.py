@@ -1,10 +1,11 @@
 """Makes the tokenizer, Gemma-shaped: ' ' becomes '▁', BPE with byte fallback, special tokens first.  Merges are learned inside words only, so
-that every word of the closed world is one token.  Each number from 0 to 198 (the range of the sums) is one token.
+that nearly every word of the closed world is one token.  Each number from 0 to 198 (the range of the sums) is one token.
 
     python tokenizer.py tokenizer.json
 """
+import argparse
+import json
 import random
-import sys
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -42,12 +43,10 @@ def build():
     t.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[A-Za-z]+|▁|[^A-Za-z▁]"), "isolated")      # only while merges are learned
     numbers = [str(n) for n in range(10, LARGEST + 1)]
     size = VOCABULARY - 256 - len(SPECIAL) - len(numbers)
-    special = [s for s in SPECIAL]
-    strip = Regex("|".join(s.replace("|", r"\|") for s in special))
+    strip = Regex("|".join(s.replace("|", r"\|") for s in SPECIAL))
     t.normalizer = normalizers.Sequence([normalizers.Replace(strip, "\n"), t.normalizer])         # markers are tokens of their own, not text
     t.train_from_iterator(texts(60000), trainers.BpeTrainer(
         vocab_size=size, special_tokens=[], show_progress=False, initial_alphabet=[chr(i) for i in range(33, 127)] + ["▁", "\n", "\t"]))
-    import json
     learned = json.loads(t.to_str())["model"]
     words = [w for w, _ in sorted(learned["vocab"].items(), key=lambda x: x[1])]
     order = SPECIAL + [f"<0x{i:02X}>" for i in range(256)] + words + numbers
@@ -59,7 +58,9 @@ def build():
 
 
 if __name__ == "__main__":
-    t = build()
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("out", help="file for the tokenizer")
+    out, t = ap.parse_args().out, build()
     assert all(len(t.encode(str(n), add_special_tokens=False).ids) == 1 for n in range(LARGEST + 1))
-    t.save(sys.argv[1])
+    t.save(out)
     print("vocabulary", t.get_vocab_size())

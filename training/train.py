@@ -1,6 +1,6 @@
 """Trains the demo model, on a CPU or one GPU.  The objective is that of DiffusionGemma's fine-tuning: uniform corruption at level
 t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and <eos> fill included), two-pass self-conditioning for a part of
-the canvases.  All canvases of a reply are trained, each behind its clean predecessors.
+the canvases.  A reply's canvases are trained each behind its clean predecessors.
 
     torchrun --nproc_per_node 2 train.py --minutes 230 --out ../models/demo     CPU, one process per core
     python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
@@ -216,7 +216,7 @@ class Packer:
         R, T, pool = self.rows(kind), ROOM[kind], self.pools[kind]
         ids = torch.zeros(R, T, dtype=torch.long)
         pos, seg = torch.zeros_like(ids), torch.full_like(ids, -1)
-        tgt, cseg, start = torch.full((R, K, C), EOS), torch.full((R, K), -2), torch.zeros(R, K, dtype=torch.long)
+        tgt, cseg, start = torch.full((R, K, C), EOS), torch.zeros(R, K, dtype=torch.long), torch.zeros(R, K, dtype=torch.long)
         tasks, weight = [None] * (R * K), torch.ones(R, K, C)
         for r in range(R):
             n = k = i = 0
@@ -233,7 +233,7 @@ class Packer:
                     weight[r, k + j, :len(b)] = torch.tensor(q)
                     tasks[r * K + k + j] = task
                 n, k = n + len(clean), k + len(blocks)
-            for j in range(k, K if k else 0):                    # free places: the same replies under other noise cost no further prompt
+            for j in range(k, K):                                # free places: the same replies under other noise cost no further prompt
                 tgt[r, j], cseg[r, j], start[r, j], weight[r, j], tasks[r * K + j] = tgt[r, j - k], cseg[r, j - k], start[r, j - k], weight[r, j - k], tasks[r * K + j - k]
         return tasks, weight.view(-1, C), ids, pos, seg, tgt, cseg, start
 
@@ -250,16 +250,16 @@ def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
         sc, _ = net.forward({k: v.detach() for k, v in w.items()}, ids[:h], pos[:h], seg[:h], noisy[:h], cseg[:h], start[:h])
     z, route = net.forward(w, ids, pos, seg, noisy, cseg, start, sc)
     ce = F.cross_entropy(z.flatten(0, 1), tgt.flatten(), reduction="none").view(-1, C)
-    use = (cseg.flatten() >= 0).float()
     balance = sum((s.mean((0, 1)) ** 2).sum() * s.shape[-1] for s in route) / len(route)
-    scored, ce = (ce * weight).mean(1) * use, ce.mean(1) * use
-    return scored.sum() / use.sum() + 0.01 * balance, ce.detach(), balance.detach()
+    return (ce * weight).mean() + 0.01 * balance, ce.mean(1).detach(), balance.detach()
 
 
 opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
 begun = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
 if os.path.exists(state_file):
     s = torch.load(state_file, map_location=dev, weights_only=False)
+    if {n: w.shape for n, w in s["weights"].items()} != {n: p.shape for n, p in P.items()}:
+        raise SystemExit(f"{state_file} is of a model of another shape; give an empty folder as --state")
     with torch.no_grad():
         for n, p in P.items():
             p.copy_(s["weights"][n])
@@ -313,7 +313,8 @@ def save():
 
 net.rope(torch.zeros(1, 1, dtype=torch.long, device=dev))
 full, packer, asked = False, Packer(), []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(True))     # a stopped run saves before it goes
+for stopped in (signal.SIGTERM, signal.SIGINT):                  # a stopped run saves before it goes
+    signal.signal(stopped, lambda *_: asked.append(True))
 t0 = saved = time.time()
 hist, per_task, busy = [], {}, time.process_time()
 while True:
@@ -342,13 +343,12 @@ while True:
     with torch.no_grad():
         keep = min(a.ema, max(0, step - 30) / (step + 1))                  # short memory at first
         torch._foreach_lerp_(list(ema.values()), [p.detach() for p in P.values()], 1 - keep)
-    use = batch[4].flatten() >= 0
-    seen, step = seen + int(use.sum()) * WORLD, step + 1           # nearly the same in every process
-    hi = t > 0.9
-    hist.append((ce[use].mean().item() * C, ce[use & hi].mean().item() * C, bal.item()))     # nats per canvas: comparable between lengths
-    for i, name in enumerate(tasks):
-        if name and hi[i]:
-            per_task.setdefault(name, []).append(ce[i].item() * C)
+    seen, step = seen + len(tasks) * WORLD, step + 1
+    ce, hi = (ce * C).cpu(), (t > 0.9).cpu()                       # nats per canvas: comparable between lengths
+    hist.append((ce.mean().item(), ce[hi].mean().item(), bal.item()))
+    for name, pure, nats in zip(tasks, hi.tolist(), ce.tolist()):
+        if pure:
+            per_task.setdefault(name, []).append(nats)
     if RANK == 0 and (step % 50 == 0 or step < 4):
         mean = [round(sum(x for x in col if x == x) / max(1, sum(x == x for x in col)), 3) for col in zip(*hist)]
         log.append(dict(step=step, wall_s=round(before + time.time() - t0), cpu_s=round(time.process_time() - busy), canvases=seen, nats=mean[0], nats_noise=mean[1], balance=mean[2], lr=round(lr, 3)))

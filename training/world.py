@@ -1,7 +1,8 @@
 """Closed-world dialogues for the demo model, made of facts.py.  Everything is our own text or plain facts; no third-party corpus.
 `sample(rng)` -> {"task", "messages": [(role, text), ...], "answer", "earlier"}; the last message is the model's, `answer` is a substring
 that a right reply contains; `earlier` names the model's earlier messages that are whole replies, too: [(index, task, answer), ...].
-A reply has one wording; only stories keep open choices (name, thing, friends), because only an open choice makes denoising visible."""
+A reply has one wording; open choices are left to stories (name, thing, friends), to poems about nobody in particular and to two beginnings of plain text,
+because only an open choice makes denoising visible."""
 import json, random, re, zlib
 
 from facts import *
@@ -233,7 +234,7 @@ def t_hello(r):
         return r.choice(["My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}.", "Call me {n}.", "Hi, I'm {n}!", "Hello! My name is {n}."]).format(n=n), MEET.format(n=n), MEET.format(n=n)
     q = r.choice(HELLO)
     a = HELLO_R[q.startswith(("Hi", "Hey"))]
-    return q, a, HELLO_R
+    return q, a, a
 
 
 def t_unknown(r):
@@ -275,7 +276,6 @@ def t_poem(r):
 TASKS = [(t_sum, 80), (t_bigsum, 28), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
          (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 14), (t_poem, 8)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
-BY_NAME = {f.__name__[2:]: f for f in FN}
 
 
 def quoted(x):
@@ -292,13 +292,13 @@ def declaration(name, about, param, hint, unit=False):
 
 def tool(r, kind):
     """-> declaration, name, parameter"""
-    names, abouts, params, hints = {
+    name, abouts, params, hints = {
         "weather": ("get_weather", ["Get the weather in a city.", "Get the current weather for a city.", "Current weather", "Get weather", "Weather of a place", "Get the current weather in a given location"],
                     "city location", ["", "The city", "City name", "Name of the city"]),
         "time": ("get_time", ["Get the time in a city.", "Get the current time in a city.", "Current time", "Get time", "Time at a place"], "city location", ["", "The city", "City name", "Name of the city"]),
         "sum": ("calculator", ["Calculate an expression.", "A calculator", "Evaluate a mathematical expression.", "Do arithmetic"], "expression", ["", "The expression", "What to calculate"])}[kind]
-    n, p = names, r.choice(params.split())
-    return declaration(n, r.choice(abouts), p, r.choice(hints), kind == "weather" and r.random() < .25), n, p
+    p = r.choice(params.split())
+    return declaration(name, r.choice(abouts), p, r.choice(hints), kind == "weather" and r.random() < .25), name, p
 
 
 def tool_use(r):
@@ -331,7 +331,6 @@ def thought(r, task, q, ans):
     """What the thinking channel says before the answer."""
     n = re.findall(r"\d+", q)
     if task in ("sum", "bigsum") and len(n) == 2:
-        c = ans.strip(" .")
         minus = "-" in q or "inus" in q or "ubtract" in q
         x, y = (max(n, key=int), min(n, key=int)) if minus else n
         return f"I take {y} from {x}." if minus else f"I add {x} and {y}."
@@ -340,6 +339,9 @@ def thought(r, task, q, ans):
     return r.choice({"capital": ["The user asks about a capital."], "word": ["The user asks about a word."], "hello": ["The user greets me."], "chat": ["The user talks about me."], "story": ["The user wants a story. I need a hero and a friend."],
                      "poem": ["The user wants a poem."], "unknown": ["I do not know this."], "hardsum": ["This sum is too hard for me."], "fact": ["The user wants an explanation."], "unit": ["The user asks about units."], "copy": ["I look at the order of the words."], "pick": ["I look at the order of the words."],
                      "json": ["The user wants JSON."], "list": ["The user wants a list."], "count": ["I count step by step."], "sort": ["I look for the smallest number first."]}.get(task, ["This is a simple question."]))
+
+
+HOMES, LIKES = [f" near {an(p)}." for p in PLACES], [f" {a} and {b}." for a in COLORS for b in COLORS if a != b]
 
 
 def plain(r):
@@ -362,8 +364,8 @@ def plain(r):
     i = r.randrange(6)
     head, tail = r.choice([(f"The capital of {c} is", f" {k}."), (f"The opposite of {a} is", f" {b}."), (f"{m} + {v} =", f" {m+v}."), (f"{m} + {v} is", f" {m+v}."), (f"The color of {f} is", f" {g}."), (f"{up(f)} is", f" {g}."),
                            (", ".join(map(str, range(n, n + 4))) + ",", " " + ", ".join(map(str, range(n + 4, n + 8))) + "."), (f"{DAYS[i]}, {DAYS[(i+1)%7]},", f" {DAYS[(i+2)%7]}, {DAYS[(i+3)%7]}."), (f"{k} is the capital of", f" {c}."),
-                           (f"My name is {r.choice(NAMES)} and I live", f" near {an(r.choice(PLACES))}."), ("I like", " {} and {}.".format(*r.sample(COLORS, 2)))])
-    return head, tail, "plain_fact", None if head[:2] in ("My", "I ") else tail
+                           (f"My name is {r.choice(NAMES)} and I live", HOMES), ("I like", LIKES)])
+    return (head, r.choice(tail), "plain_fact", tail) if isinstance(tail, list) else (head, tail, "plain_fact", tail)
 
 
 def vary(r, q):
@@ -386,12 +388,12 @@ def asked(r, fn):
     return task, q if task in ("copy", "pick", "json") else vary(r, q), a, ans
 
 
-def sample(r, only=None):
-    if only is None and r.random() < .06:
+def sample(r):
+    if r.random() < .06:
         head, tail, task, ans = plain(r)
         return {"task": task, "messages": [("plain", head), ("model", tail)], "answer": ans}
-    task, q, a, ans = asked(r, only or r.choices(FN, WEIGHT)[0])
-    m, earlier, sys, x = [], [], None, r.random() if only is None else 1.0
+    task, q, a, ans = asked(r, r.choices(FN, WEIGHT)[0])
+    m, earlier, sys, x = [], [], None, r.random()
     if x < .10:                                                  # earlier turns on something else
         for _ in range(r.choices([1, 2, 3, r.randint(6, 12)], [8, 4, 2, 2])[0]):
             task0, q0, a0, ans0 = asked(r, r.choices(FN, WEIGHT)[0])
@@ -430,18 +432,18 @@ def sample(r, only=None):
         q, a, ans = r.choice([t_capital, t_capital, t_hello])(r)
         while not a.startswith(("The capital", *HELLO_R)):       # no city's country, no greeting by name
             q, a, ans = r.choice([t_capital, t_hello])(r)
-        sys, q, a, ans, task = r.choice(SHOUT), vary(r, q), a.upper(), [x.upper() for x in ans] if isinstance(ans, list) else ans.upper(), "shout"
-    elif x < .315 and only is None:                             # a tool that fits
+        sys, q, a, ans, task = r.choice(SHOUT), vary(r, q), a.upper(), ans.upper(), "shout"
+    elif x < .315:                                               # a tool that fits
         decl, q, call, res, a, ans = tool_use(r)
         sys = decl if r.random() < .6 else "".join(r.sample([decl, tool(r, r.choice([k for k in ("weather", "time") if ("eather" in q) != (k == "weather")]))[0]], 2))
         if r.random() < .2:
             sys = r.choice(SYSTEM) + sys
         if r.random() < .6:
-            return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call and "sum" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
+            return {"task": "call", "messages": [("system", sys), ("user", vary(r, q) if "*" not in call else q), ("model", call)], "answer": call[:-len("<|tool_response>")]}
         return {"task": "result", "messages": [("system", sys), ("user", q), ("call", call + res), ("model", a)], "answer": ans}
     elif x < .33 and task not in ("hardsum", "unknown", "sum", "bigsum", "compare"):   # a tool that does not fit
         sys = tool(r, r.choice(["weather", "time", "sum"]))[0]
-    elif x < .44 and task not in ("go_on",):                     # thinking
+    elif x < .44:                                                # thinking
         sys = THINK + "\n" + (r.choice(SYSTEM) if r.random() < .3 else "")
         a = f"<|channel>thought\n{thought(r, task, q, ans)}\n<channel|>{a}"
         task = "think_" + task
@@ -477,19 +479,32 @@ def right(s, text):
     return any(x.lower() in " " + text.lower() for x in ([s["answer"]] if isinstance(s["answer"], str) else s["answer"]))
 
 
-def held_out(s):
-    """One eighth of all questions (of all operand pairs, for sums) is never trained.  The plain forms of questions that have no operands are kept,
-    so that only their variations are held out."""
-    m = s["messages"]
-    q = next(text for role, text in reversed(m) if role in ("user", "plain"))
-    if q in PLAIN_FORMS or s["task"] in NOT_HELD_OUT:
-        return False
+def keys(s):
+    """What decides whether a question is held out: its text; of sums and comparisons its two numbers, as they are asked and the other way round.
+    Also, whether it is trained in any case."""
+    q = next(text for role, text in reversed(s["messages"]) if role in ("user", "plain"))
     n = re.findall(r"\d+", q)
-    key = ",".join(n) if len(n) > 1 and s["task"] in ("sum", "bigsum", "compare", "think_sum", "think_bigsum", "think_compare") else q.lower().strip(" .?!")
-    return zlib.crc32(key.encode()) % 8 == 0
+    pair = len(n) == 2 and s["task"].removeprefix("think_") in ("sum", "bigsum", "compare")
+    return [",".join(n), ",".join(n[::-1])] if pair else [q.lower().strip(" .?!")], q in PLAIN_FORMS or s["task"] in NOT_HELD_OUT
 
 
-NOT_HELD_OUT = {"plain_story", "plain_fact", "go_on"}                # continuations of known text
+eighth = lambda key: zlib.crc32(key.encode()) % 8 == 0
+
+
+def held_out(s):
+    """One eighth of all questions (of all pairs of numbers, for sums) is never trained.  The plain forms of questions that have no operands are kept,
+    so that only their variations are held out."""
+    (key, *_), kept = keys(s)
+    return not kept and eighth(key)
+
+
+def unseen(s):
+    """What is asked in an evaluation: held out, and of sums and comparisons the other way round as well."""
+    both, kept = keys(s)
+    return not kept and all(map(eighth, both))
+
+
+NOT_HELD_OUT = {"plain_story", "plain_fact", "go_on"}                # continuations of known text: an evaluation draws them anew
 PLAIN_FORMS = {q for _, l, _ in CHAT for q in l} | {x for q in HELLO for x in (q, q.lower())}
 
 
