@@ -25,10 +25,10 @@ HELPER = [
     ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {x},\" said the {c}.", "{n} thanked the old {c}."],
     ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {x},\" said the {c}.", "The {c} smiled and walked on."]]
 MORE_HELPERS = [
-    ["At the {x}, {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "So {n} walked on.",
-     "At the {y}, {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
-    ["Near the {x}, a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look near the {y}.\"", "Then the {d} slept again.",
-     "Near the {y}, a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
+    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "So {n} walked on.",
+     "Then {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
+    ["There a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look near the {y}.\"", "Then the {d} slept again.",
+     "There a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
 FEAST = [
     ["In the evening they made a big fire.", "The old {c} told a tale.", "The young {d} danced.", "The tall {e} played the drum.", "And {n} was the happiest {a} of all."],
     ["That night there was a feast.", "The old {c} brought bread.", "The young {d} brought flowers.", "The tall {e} sang to the moon.", "And {n} was never lonely again."]]
@@ -47,6 +47,19 @@ an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
 
 character = lambda animal: ADJ[ANIMALS.index(animal) % 10]      # there are ten characters and ten places
 ends = lambda hero: [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (0, 3)]        # where the hero lives, and where the friend is
+CLASSES = dict(b=(1, 9), c=(9, 13), d=(13, 17), e=(17, 21))
+
+
+def kin(hero, who):
+    """Whom the hero may meet as b, c, d or e: the animals behind its own in a ring, a part of it for each.  So no two meet who are the same, and that is
+    learned from every story; "anyone but those before" differs too little from "anyone" to be learned."""
+    return [ANIMALS[(ANIMALS.index(hero) + i) % len(ANIMALS)] for i in range(*CLASSES[who])]
+
+
+def ways(hero):
+    """The two sets of places that helpers send the hero to: neither its home nor where the friend is."""
+    home = ANIMALS.index(hero)
+    return [[PLACES[(home + i) % 10] for i in part] for part in ((1, 2, 4, 5), (6, 7, 8, 9))]
 
 
 def fill(length, n, a, o, b, c=None, d=None, e=None, x=None, y=None):
@@ -57,11 +70,11 @@ def fill(length, n, a, o, b, c=None, d=None, e=None, x=None, y=None):
 
 
 def story(r, a=None, o=None, b=None, length=PLAIN):
-    """Of length SHORT to VERY_LONG, about what is given; the rest is drawn."""
+    """Of length SHORT to VERY_LONG, about what is given; the rest is drawn.  A friend who is given may be of a helper's kind."""
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
-    b = b or r.choice([x for x in ANIMALS if x != a])
-    helpers = r.sample([x for x in ANIMALS if x not in (a, b)], HELPERS[length])
-    way = r.sample([x for x in PLACES if x not in ends(a)], 2) if length == VERY_LONG else []
+    b = b or r.choice(kin(a, "b"))
+    helpers = [r.choice(kin(a, who)) for who in "cde"[:HELPERS[length]]]
+    way = [r.choice(part) for part in ways(a)] if length == VERY_LONG else []
     return fill(length, r.choice(NAMES), a, o, b, *helpers, *way)
 
 
@@ -92,8 +105,9 @@ def told(text):
         if not m:
             continue
         choices = m.groupdict()
-        animals, way = [choices[k] for k in choices if k in "abcde"], [choices[k] for k in choices if k in "xy"]
-        if len(set(animals)) == len(animals) and len(set(way)) == len(way) and not set(way) & set(ends(choices["a"])) and fill(length, **choices) == text:
+        a, way = choices["a"], [choices[k] for k in "xy" if k in choices]
+        met = all(choices[k] in kin(a, k) for k in "cde" if k in choices) and choices["b"] != a
+        if met and all(place in part for place, part in zip(way, ways(a))) and fill(length, **choices) == text:
             return length, choices
     return None
 

@@ -274,7 +274,7 @@ def t_poem(r):
 
 
 TASKS = [(t_sum, 80), (t_bigsum, 28), (t_hardsum, 6), (t_compare, 4), (t_sort, 18), (t_count, 12), (t_capital, 10), (t_copy, 12), (t_pick, 3), (t_word, 10), (t_world, 11), (t_unit, 6), (t_json, 5), (t_list, 4),
-         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 14), (t_poem, 8)]
+         (t_fact, 6), (t_chat, 9), (t_hello, 6), (t_unknown, 9), (t_story, 18), (t_poem, 8)]
 FN, WEIGHT = [f for f, _ in TASKS], [w for _, w in TASKS]
 
 
