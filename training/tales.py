@@ -1,4 +1,4 @@
-"""Stories and poems of the closed world: their grammar, and its inverse `told()`, which says whether a text is exactly one of its stories.
+"""Stories and poems of the closed world: their grammar, and its inverse `told()`, which says whether a text is one of its stories.
 
 A story has a hero with a name, a thing that was lost, a friend and, if it is long, helpers on the way.  There are two voices; the animals decide voice,
 home and characters, so that a canvas with few open choices settles in few steps.  A very long story brings its helpers back at the end: what was
@@ -25,7 +25,7 @@ HELPER = [
     ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {x},\" said the {c}.", "{n} thanked the old {c}."],
     ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {x},\" said the {c}.", "The {c} smiled and walked on."]]
 MORE_HELPERS = [
-    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "So {n} walked on.",
+    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "{n} thanked the young {d}.",
      "Then {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
     ["There a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look near the {y}.\"", "Then the {d} slept again.",
      "There a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
@@ -99,15 +99,15 @@ PATTERNS = [(length, pattern(voice, length)) for voice in (0, 1) for length in r
 
 
 def told(text):
-    """-> (length, the choices n, a, o, b and helpers by name) if the text is a story, whole and consistent from its first word to its last; else None."""
+    """-> (length, the choices n, a, o, b, helpers and places on the way by name) if the text is a story, whole and consistent from its first word to its
+    last; else None.  Any hero, helpers and places will do that are not the same, whatever part of the ring they are from."""
     for length, shape in PATTERNS:
         m = shape.fullmatch(text)
         if not m:
             continue
         choices = m.groupdict()
-        a, way = choices["a"], [choices[k] for k in "xy" if k in choices]
-        met = all(choices[k] in kin(a, k) for k in "cde" if k in choices) and choices["b"] != a
-        if met and all(place in part for place, part in zip(way, ways(a))) and fill(length, **choices) == text:
+        others, way = [choices[k] for k in "acde" if k in choices], [choices[k] for k in "xy" if k in choices] + ends(choices["a"])
+        if len(set(others)) == len(others) and len(set(way)) == len(way) and choices["b"] != choices["a"] and fill(length, **choices) == text:
             return length, choices
     return None
 
