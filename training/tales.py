@@ -12,7 +12,7 @@ KINDS = ["short story", "story", "long story", "very long story"]
 HELPERS = [0, 0, 1, 3]
 
 # n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters;
-# x y where helpers send the hero before (a lone helper knows the right place at once).  A name ending in "_" comes with its article.
+# x where the old helper sends the hero (a lone one knows the right place at once).  A name ending in "_" comes with its article.
 OPENING = [
     ["Once upon a time, there was {j_} {a} named {n}.", "Every day {n} played near the {p}.", "One day the {a} found {o_} under a tree.", "\"Who lost this {o}?\" asked {n}."],
     ["Once upon a time, {j_} {a} named {n} lived near {p_}.", "{n} was {j}, but had no friends.", "One morning {n} saw {o_} in the grass.", "\"What a beautiful {o}!\" said the {a}."]]
@@ -25,9 +25,9 @@ HELPER = [
     ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {x},\" said the {c}.", "{n} thanked the old {c}."],
     ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {x},\" said the {c}.", "The {c} smiled and walked on."]]
 MORE_HELPERS = [
-    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask again at the {y}.\"", "{n} thanked the young {d}.",
+    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask one of my friends.\"", "{n} thanked the young {d}.",
      "Then {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
-    ["There a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look near the {y}.\"", "Then the {d} slept again.",
+    ["There a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look on the hills.\"", "Then the {d} slept again.",
      "There a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
 FEAST = [
     ["In the evening they made a big fire.", "The old {c} told a tale.", "The young {d} danced.", "The tall {e} played the drum.", "And {n} was the happiest {a} of all."],
@@ -57,15 +57,14 @@ def kin(hero, who):
 
 
 def ways(hero):
-    """The two sets of places that helpers send the hero to: neither its home nor where the friend is."""
-    home = ANIMALS.index(hero)
-    return [[PLACES[(home + i) % 10] for i in part] for part in ((1, 2, 4, 5), (6, 7, 8, 9))]
+    """The places that an old helper may send the hero to before: neither its home nor where the friend is."""
+    return [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (1, 2, 4, 5)]
 
 
-def fill(length, n, a, o, b, c=None, d=None, e=None, x=None, y=None):
+def fill(length, n, a, o, b, c=None, d=None, e=None, x=None):
     """The story with these choices; what follows from them is worked out here."""
     voice, j, k, (p, q) = ANIMALS.index(a) % 2, character(a), character(b), ends(a)
-    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=p, q=q, x=x or q, y=y, j=j, k=k, o_=an(o), p_=an(p), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
+    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=p, q=q, x=x or q, j=j, k=k, o_=an(o), p_=an(p), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
     return " ".join(sentences(voice, length)).format(**words)
 
 
@@ -74,14 +73,13 @@ def story(r, a=None, o=None, b=None, length=PLAIN):
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
     b = b or r.choice(kin(a, "b"))
     helpers = [r.choice(kin(a, who)) for who in "cde"[:HELPERS[length]]]
-    way = [r.choice(part) for part in ways(a)] if length == VERY_LONG else []
-    return fill(length, r.choice(NAMES), a, o, b, *helpers, *way)
+    return fill(length, r.choice(NAMES), a, o, b, *helpers, x=r.choice(ways(a)) if length == VERY_LONG else None)
 
 
 def pattern(voice, length):
     """A regular expression for such a story, with its choices as groups."""
     words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, c=ANIMALS, d=ANIMALS, e=ANIMALS), set()
-    words |= dict(x=PLACES, y=PLACES) if length == VERY_LONG else {}
+    words |= dict(x=PLACES) if length == VERY_LONG else {}
 
     def group(m):
         name = m[1]
@@ -99,15 +97,15 @@ PATTERNS = [(length, pattern(voice, length)) for voice in (0, 1) for length in r
 
 
 def told(text):
-    """-> (length, the choices n, a, o, b, helpers and places on the way by name) if the text is a story, whole and consistent from its first word to its
-    last; else None.  Any hero, helpers and places will do that are not the same, whatever part of the ring they are from."""
+    """-> (length, the choices n, a, o, b, helpers and the place on the way by name) if the text is a story, whole and consistent from its first word to its
+    last; else None.  Any hero and helpers will do that are not the same, whatever part of the ring they are from."""
     for length, shape in PATTERNS:
         m = shape.fullmatch(text)
         if not m:
             continue
         choices = m.groupdict()
-        others, way = [choices[k] for k in "acde" if k in choices], [choices[k] for k in "xy" if k in choices] + ends(choices["a"])
-        if len(set(others)) == len(others) and len(set(way)) == len(way) and choices["b"] != choices["a"] and fill(length, **choices) == text:
+        others = [choices[k] for k in "acde" if k in choices]
+        if len(set(others)) == len(others) and choices["b"] != choices["a"] and choices.get("x") not in ends(choices["a"]) and fill(length, **choices) == text:
             return length, choices
     return None
 

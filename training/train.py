@@ -2,7 +2,7 @@
 t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and <eos> fill included), two-pass self-conditioning for a part of
 the canvases.  A reply's canvases are trained each behind its clean predecessors.
 
-    torchrun --nproc_per_node 2 train.py --minutes 230 --out ../models/demo     CPU, one process per core
+    torchrun --nproc_per_node 2 train.py --minutes 240 --out ../models/demo     CPU, one process per core
     python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
 
 The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
@@ -36,7 +36,7 @@ A = ap.add_argument
 A("--out", required=True, help="folder for the checkpoint")
 A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
-A("--minutes", type=float, default=230, help="wall time of the whole run, all its parts together")
+A("--minutes", type=float, default=240, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
