@@ -277,7 +277,7 @@ def questions(a):
     for _ in range(500000):
         s = world.sample(r)
         line = kind(s)
-        t, most = (s["task"], max(2, a.per // 8)) if line == "think" else (line, 5 * a.per if line == "sum" else a.per)
+        t, most = (s["task"], max(2, a.per // 8)) if line == "think" else (line, 5 * a.per if line in ("sum", "bigsum") else a.per)
         if only and line not in only or len(quota[t]) >= most:
             continue
         if (world.unseen(s) or s["task"] in world.NOT_HELD_OUT) and as_request(s["messages"]):

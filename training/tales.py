@@ -9,7 +9,8 @@ from facts import ADJ, ANIMALS, NAMES, PLACES, THINGS
 
 SHORT, PLAIN, LONG, VERY_LONG = range(4)                        # 5, 10, 15 and 29 sentences: 1, 2, 3 and 5 canvases of 64 tokens
 KINDS = ["short story", "story", "long story", "very long story"]
-HELPERS = [0, 0, 1, 3]
+HELPERS = dict(c=["man", "woman"], d=["child", "spider"], e=["tree", "pirate"])       # nobody whom a story can be asked about
+MET = ["", "", "c", "cde"]                                      # the helpers of each length
 
 # n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters;
 # x where the old helper sends the hero (a lone one knows the right place at once).  A name ending in "_" comes with its article.
@@ -47,13 +48,11 @@ an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
 
 character = lambda animal: ADJ[ANIMALS.index(animal) % 10]      # there are ten characters and ten places
 ends = lambda hero: [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (0, 3)]        # where the hero lives, and where the friend is
-CLASSES = dict(b=(1, 9), c=(9, 13), d=(13, 17), e=(17, 21))
 
 
-def kin(hero, who):
-    """Whom the hero may meet as b, c, d or e: the animals behind its own in a ring, a part of it for each.  So no two meet who are the same, and that is
-    learned from every story; "anyone but those before" differs too little from "anyone" to be learned."""
-    return [ANIMALS[(ANIMALS.index(hero) + i) % len(ANIMALS)] for i in range(*CLASSES[who])]
+def kin(hero):
+    """The friends of whom one is drawn if none is given: the eight animals behind the hero in a ring."""
+    return [ANIMALS[(ANIMALS.index(hero) + i) % len(ANIMALS)] for i in range(1, 9)]
 
 
 def ways(hero):
@@ -69,16 +68,16 @@ def fill(length, n, a, o, b, c=None, d=None, e=None, x=None):
 
 
 def story(r, a=None, o=None, b=None, length=PLAIN):
-    """Of length SHORT to VERY_LONG, about what is given; the rest is drawn.  A friend who is given may be of a helper's kind."""
+    """Of length SHORT to VERY_LONG, about what is given; the rest is drawn."""
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
-    b = b or r.choice(kin(a, "b"))
-    helpers = [r.choice(kin(a, who)) for who in "cde"[:HELPERS[length]]]
+    b = b or r.choice(kin(a))
+    helpers = [r.choice(HELPERS[who]) for who in MET[length]]
     return fill(length, r.choice(NAMES), a, o, b, *helpers, x=r.choice(ways(a)) if length == VERY_LONG else None)
 
 
 def pattern(voice, length):
     """A regular expression for such a story, with its choices as groups."""
-    words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, c=ANIMALS, d=ANIMALS, e=ANIMALS), set()
+    words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, **HELPERS), set()
     words |= dict(x=PLACES) if length == VERY_LONG else {}
 
     def group(m):
@@ -98,14 +97,13 @@ PATTERNS = [(length, pattern(voice, length)) for voice in (0, 1) for length in r
 
 def told(text):
     """-> (length, the choices n, a, o, b, helpers and the place on the way by name) if the text is a story, whole and consistent from its first word to its
-    last; else None.  Any hero and helpers will do that are not the same, whatever part of the ring they are from."""
+    last; else None.  Any friend will do who is not of the hero's own kind."""
     for length, shape in PATTERNS:
         m = shape.fullmatch(text)
         if not m:
             continue
         choices = m.groupdict()
-        others = [choices[k] for k in "acde" if k in choices]
-        if len(set(others)) == len(others) and choices["b"] != choices["a"] and choices.get("x") not in ends(choices["a"]) and fill(length, **choices) == text:
+        if choices["b"] != choices["a"] and choices.get("x") not in ends(choices["a"]) and fill(length, **choices) == text:
             return length, choices
     return None
 

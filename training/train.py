@@ -2,7 +2,7 @@
 t ~ U(0, 1), plain cross-entropy on every position of the canvas (end marker and <eos> fill included), two-pass self-conditioning for a part of
 the canvases.  A reply's canvases are trained each behind its clean predecessors.
 
-    torchrun --nproc_per_node 2 train.py --minutes 240 --out ../models/demo     CPU, one process per core
+    torchrun --nproc_per_node 2 train.py --minutes 260 --out ../models/demo     CPU, one process per core
     python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
 
 The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
@@ -36,7 +36,7 @@ A = ap.add_argument
 A("--out", required=True, help="folder for the checkpoint")
 A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
-A("--minutes", type=float, default=240, help="wall time of the whole run, all its parts together")
+A("--minutes", type=float, default=260, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
@@ -70,7 +70,7 @@ V, EOS, FULL = tok.get_vocab_size(), 1, 64
 KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
-TOLD, CAST = {"story", "go_on", "plain_story"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS}
+TOLD, CAST = {"story", "go_on", "plain_story"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
 FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most
