@@ -31,12 +31,13 @@ pub use memory::{Needs, Stored, gib};
 pub use quantize::Quantization;
 pub use source::{HubName, Source};
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, LayerKind, LoadOptions, Weights};
+use crate::model::{Config, LayerKind, LoadOptions, WeightError, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -88,6 +89,25 @@ impl Checkpoint {
         report: &dyn Fn(u64, u64),
     ) -> Result<Written, CheckpointError> {
         gguf::write(self, scheme, path, report)
+    }
+
+    /// A number that two checkpoints share only if they say the same: made of the names, shapes and types of all tensors, and
+    /// of the values of the vectors (norms and scales), which training changes and which are soon read.
+    ///
+    /// # Errors
+    /// Where one of the vectors cannot be read.
+    pub fn digest(&self) -> Result<u64, WeightError> {
+        // Without a seed: the same on every machine and at every start.
+        let mut hasher = DefaultHasher::new();
+        let mut tensors: Vec<&Stored> = self.tensors.iter().collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        for stored in tensors {
+            (&stored.name, &stored.shape, &stored.kind).hash(&mut hasher);
+            if stored.shape.len() < 2 {
+                self.weights.get(&stored.name)?.map(|raw| raw.bytes).hash(&mut hasher);
+            }
+        }
+        Ok(hasher.finish())
     }
 
     /// What it takes to serve it, loaded with these options.

@@ -37,6 +37,23 @@ fn the_demo_is_the_folder_that_ships() {
 }
 
 #[test]
+fn a_digest_tells_checkpoints_apart() {
+    let digest = |path: &Path| open(&Source::parse(path.to_str()).unwrap()).unwrap().digest().unwrap();
+    let (shipped, copy) = (shipped(), copied(&[]));
+    assert_eq!(digest(&shipped), digest(copy.path()));
+    assert_eq!(digest(&shipped), open(&Source::parse(None).unwrap()).unwrap().digest().unwrap());
+    // One bit of the last norm, as another training would leave it.
+    let path = copy.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let table: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let begin = table["model.decoder.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + header + begin] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_ne!(digest(&shipped), digest(copy.path()));
+}
+
+#[test]
 fn missing_files_are_named() {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         let folder = copied(&[file]);

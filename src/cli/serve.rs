@@ -100,7 +100,7 @@ async fn serve(
         id: house.name,
         aliases: config.model_aliases.clone(),
         sampler: house.sampler,
-        variant: variant(&config),
+        variant: variant(&config, house.digest),
     };
     let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
     let bounds =
@@ -136,11 +136,11 @@ async fn serve(
     Ok(())
 }
 
-/// Everything beside checkpoint and build on which the text of a seed depends.
-fn variant(config: &Config) -> String {
+/// Everything beside the build on which the text of a seed depends.
+fn variant(config: &Config, digest: u64) -> String {
     let Config { device, dtype, quantize, precision, kv_dtype, .. } = config;
     let instructions = crate::kernels::cpu::Path::detect().name();
-    format!("{device} {instructions} {dtype:?} {quantize:?} {precision:?} {kv_dtype:?}")
+    format!("{digest:016x} {device} {instructions} {dtype:?} {quantize:?} {precision:?} {kv_dtype:?}")
 }
 
 /// Resolves when the engine has ended by itself.

@@ -8,7 +8,7 @@ use super::CliError;
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
 use crate::config::{Config, Device, InstructionPath, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
-use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadOptions, Path, Precision, WeightType};
+use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadError, LoadOptions, Path, Precision, WeightType};
 use crate::pass::{Denoiser, Limits};
 use crate::prompt::{Text, TextParts};
 use crate::scheduler::{Engine, Settings};
@@ -21,6 +21,8 @@ pub struct House {
     pub text: Arc<Text>,
     /// Its name.
     pub name: String,
+    /// [`Checkpoint::digest`] of what was loaded.
+    pub digest: u64,
     /// How its checkpoint wants canvases denoised.
     pub sampler: Sampler,
     /// Threads that compute.
@@ -37,13 +39,16 @@ pub fn open(config: &Config) -> Result<House, CliError> {
     let text = Text::new(parts.text).map_err(|source| CliError::Text { name: parts.name.clone(), source })?;
     let settings = settings(config, model.limits());
     let engine = Engine::start(Box::new(model), settings)?;
-    Ok(House { engine, text: Arc::new(text), name: parts.name, sampler: parts.sampler, threads, took: begun.elapsed() })
+    let Parts { name, digest, sampler, .. } = parts;
+    Ok(House { engine, text: Arc::new(text), name, digest, sampler, threads, took: begun.elapsed() })
 }
 
 /// What of a checkpoint is left when its weights are loaded.
 pub struct Parts {
     /// The model's name.
     pub name: String,
+    /// [`Checkpoint::digest`].
+    pub digest: u64,
     /// Its shape.
     pub shape: crate::model::Config,
     /// What its language is made of.
@@ -77,9 +82,9 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         kv: config.kv_dtype.map(kv_element),
     };
     check_memory(config, &checkpoint, &options)?;
-    let name = checkpoint.id;
-    let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options)
-        .map_err(|source| CliError::Load { name: name.clone(), source })?;
+    let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
+    let digest = checkpoint.digest().map_err(|error| failed(error.into()))?;
+    let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).map_err(failed)?;
     let text = TextParts {
         tokenizer: checkpoint.tokenizer,
         template: checkpoint.template,
@@ -88,7 +93,8 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         eos_token: checkpoint.eos_token,
         add_bos: None,
     };
-    Ok((model, Parts { name, shape: checkpoint.config, text, sampler: sampler(&checkpoint.generation) }))
+    let sampler = sampler(&checkpoint.generation);
+    Ok((model, Parts { name: checkpoint.id, digest, shape: checkpoint.config, text, sampler }))
 }
 
 /// The quantization that was asked for.
