@@ -91,8 +91,8 @@ impl Checkpoint {
         gguf::write(self, scheme, path, report)
     }
 
-    /// A number that two checkpoints share only if they say the same: made of the names, shapes and types of all tensors, and
-    /// of the values of the vectors (norms and scales), which training changes and which are soon read.
+    /// A number that tells checkpoints apart: made of the names, shapes and types of all tensors, and of the values of the
+    /// vectors (norms and scales), which are soon read. Two that differ in nothing but values of matrices share it.
     ///
     /// # Errors
     /// Where one of the vectors cannot be read.
