@@ -43,7 +43,8 @@ const CONFINED: [(&str, &[&str]); 9] = [
     ("minijinja", &["prompt"]),
 ];
 
-/// Where `unsafe` may stand: the kernels, and the one place that maps a file into memory.
+/// Where `unsafe` may stand: the kernels, and the one place that maps a file into memory. That each block says why it is
+/// sound is held by clippy (`undocumented_unsafe_blocks` in Cargo.toml).
 const UNSAFE: [&str; 2] = ["src/kernels/", "src/checkpoint/map.rs"];
 
 fn root() -> &'static Path {
@@ -228,15 +229,9 @@ fn a_wrong_arrow_is_found_however_it_is_written() {
 #[test]
 fn unsafe_stands_in_the_kernels_and_the_memory_map_alone() {
     for (file, text) in sources("src") {
-        let code = code(&text);
-        let found = code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
-        if UNSAFE.iter().any(|place| file.starts_with(place)) {
-            let blocks = code.matches("unsafe {").count() + code.matches("unsafe impl").count();
-            let reasons = text.matches("SAFETY:").count();
-            assert!(blocks == 0 || reasons > 0, "{file}: {blocks} unsafe blocks and no SAFETY comment");
-        } else {
-            assert!(!found, "{file}: unsafe belongs to {UNSAFE:?}");
-        }
+        let found = code(&text).split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe");
+        let allowed = UNSAFE.iter().any(|place| file.starts_with(place));
+        assert!(allowed || !found, "{file}: unsafe belongs to {UNSAFE:?}");
     }
 }
 

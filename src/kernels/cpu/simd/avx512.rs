@@ -24,9 +24,6 @@ impl Avx512 {
     }
 }
 
-// SAFETY: (all blocks below) a value of `Avx512` exists only where `detect` found the instructions; pointers are the
-// caller's promise.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type V = __m512;
@@ -37,76 +34,94 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m512 {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, v: __m512) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_storeu_ps(to, v) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_div_ps(a, b) }
     }
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
     fn scale2(self, a: __m512, n: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_scalef_ps(a, n) }
     }
     #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) }
     }
     #[inline(always)]
     fn select(self, mask: __mmask16, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_mask_blend_ps(mask, no, yes) }
     }
     #[inline(always)]
     fn lanes(self, a: __m512) -> [f32; 16] {
         let mut x = [0.0; 16];
+        // SAFETY: `self` proves the instructions; `x` has room for sixteen floats.
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), a) };
         x
     }
     #[inline(always)]
     unsafe fn load_words(self, from: *const u32) -> __m512i {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
     unsafe fn store_words(self, to: *mut u32, words: __m512i) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_storeu_si512(to.cast(), words) }
     }
     #[inline(always)]
     fn shift(self, words: __m512i, n: i32) -> __m512i {
+        // SAFETY: `self` proves the instructions.
         unsafe {
             if n >= 0 {
                 _mm512_sllv_epi32(words, _mm512_set1_epi32(n))
@@ -117,18 +132,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn and(self, words: __m512i, mask: u32) -> __m512i {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_and_si512(words, _mm512_set1_epi32(mask as i32)) }
     }
     #[inline(always)]
     fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
     fn as_floats(self, words: __m512i) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_castsi512_ps(words) }
     }
     #[inline(always)]
     fn byte(self, words: __m512i, n: u32) -> __m512 {
+        // SAFETY: `self` proves the instructions.
         unsafe {
             // Moves byte n of each word to its place 0 and clears the others.
             let first = _mm512_set4_epi32(-0x7f7f_7ff4, -0x7f7f_7ff8, -0x7f7f_7ffc, -0x7f7f_8000);
@@ -138,14 +157,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn load_half(self, from: *const u16) -> __m512 {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
     unsafe fn load_signed(self, from: *const i8) -> __m512 {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
     #[inline(always)]
     unsafe fn store_signed(self, to: *mut i8, v: __m512) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
@@ -153,8 +175,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if !BF16 {
             let (low, high) = (self.lanes(low), self.lanes(high));
             let words: [u32; 16] = std::array::from_fn(|i| super::bf16_bits(low[i]) | super::bf16_bits(high[i]) << 16);
+            // SAFETY: `self` proves the instructions; `words` has sixteen of them.
             return unsafe { self.load_words(words.as_ptr()) };
         }
+        // SAFETY: `self` proves the instructions.
         unsafe {
             // The rounding puts low before high; the permutation takes one of each in turn.
             let both = _mm512_cvtne2ps_pbh(high, low);
@@ -169,6 +193,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, v: __m512) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe {
             if BF16 {
                 let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
@@ -182,11 +207,13 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn largest(self, a: __m512) -> f32 {
+        // SAFETY: `self` proves the instructions.
         unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         // The trait's order, without the way through memory.
+        // SAFETY: `self` proves the instructions.
         unsafe {
             let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
@@ -196,6 +223,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn zip(self, low: *const u16, high: *const u16, to: *mut u32) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe {
             // Word i takes number i of the first vector and number i of the second, which counts from 32 on.
             let count = _mm512_cvtepu8_epi32(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -209,6 +237,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn turn(self, from: *const f32, to: *mut f32) {
+        // SAFETY: `self` proves the instructions; what is read or written is the caller's promise.
         unsafe {
             let mut x = [_mm512_setzero_ps(); 16];
             for (r, x) in x.iter_mut().enumerate() {
