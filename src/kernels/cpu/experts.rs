@@ -1,12 +1,15 @@
 //! Grouped experts: rows sorted by expert once, one product per active expert, and the results of a row summed in the
 //! order of its ranks.
 
+use std::ops::Range;
+
 use super::{
     Cpu,
     layout::PANEL,
     memory::{Scratch, Shared},
     operand::{Operand, PackedRows},
     pack::{Columns, PackedMatrix},
+    path::Checked,
     rows::GatedGelu,
 };
 use crate::KernelError;
@@ -101,6 +104,66 @@ impl Groups {
     }
 }
 
+/// The first half of the experts, as its parallel calls share it.
+struct FirstHalf<'a> {
+    path: Checked,
+    /// `[rows, hidden]`
+    x: &'a [f32],
+    experts: &'a Experts,
+    groups: &'a Groups,
+    first: Operand,
+    second: Operand,
+    /// Activations `[places, inner]`.
+    rows: Shared<f32>,
+    /// The same in the second half's tile order, per expert.
+    to: Shared<f32>,
+}
+
+impl FirstHalf<'_> {
+    /// Computes some panels of one expert's activations.
+    ///
+    /// # Safety
+    /// No other call has this expert's places and these panels meanwhile, and `rows` is as long as said.
+    unsafe fn compute(&self, (expert, start, count): (usize, usize, usize), panels: Range<usize>) {
+        let (k, n) = (self.experts.hidden, self.experts.inner);
+        let operand = self.first;
+        let members = &self.groups.rows[start..start + count];
+        let mut packed = Scratch::take(count * operand.width(k));
+        operand.pack(count, k, |i| &self.x[members[i] as usize * k..][..k], &mut packed);
+        let packed = PackedRows { operand, data: &packed, rows: count, k };
+        let width = panels.len() * PANEL;
+        let mut room = Scratch::take(count * width);
+        // SAFETY: `room` belongs to this call and holds whole panels.
+        unsafe { packed.times(&self.experts.gate_up[expert], panels.clone(), room.as_mut_ptr(), width) };
+        let first = panels.start * PANEL / 2;
+        let columns = (width / 2).min(n - first);
+        for (row, room) in room.chunks_exact_mut(width).enumerate() {
+            self.path.run(GatedGelu { panels: room });
+            // SAFETY: this call owns these rows' columns `first .. first + columns`.
+            unsafe {
+                std::ptr::copy_nonoverlapping(room.as_ptr(), self.rows.get().add((start + row) * n + first), columns)
+            };
+        }
+    }
+
+    /// Brings one expert's activations into the second half's order.
+    ///
+    /// # Safety
+    /// They are complete, and no other call touches them or packs them; `rows` and `to` are as long as said.
+    unsafe fn pack(&self, (_, start, count): (usize, usize, usize)) {
+        let n = self.experts.inner;
+        let width = self.second.width(n);
+        // SAFETY: the caller's promise: the places of one expert.
+        let (rows, to) = unsafe {
+            (
+                std::slice::from_raw_parts(self.rows.get().add(start * n), count * n),
+                std::slice::from_raw_parts_mut(self.to.get().add(start * width), count * width),
+            )
+        };
+        self.second.pack(count, n, |row| &rows[row * n..][..n], to);
+    }
+}
+
 impl Cpu {
     /// `out[row] = Σ_rank weights[row, rank] · down_e(gelu_tanh(gate_e · x) ⊙ up_e · x)`, e the row's expert of that
     /// rank, summed in the order of the ranks; `x` and `out` are `[rows, hidden]`.
@@ -136,55 +199,36 @@ impl Cpu {
         second: Operand,
         to: &mut [f32],
     ) -> Result<(), KernelError> {
-        let (path, k, n) = (self.checked(), experts.hidden, experts.inner);
-        let operand = self.operand(&experts.gate_up[0]);
         let panels = experts.gate_up[0].panels();
         // Whole experts where there are enough of them to balance the threads.
         let parts = (4 * self.threads()).div_ceil(groups.active.len()).clamp(1, panels);
         let parts = if self.threads() == 1 { 1 } else { parts };
-        let mut rows = Scratch::take(groups.rows.len() * n);
-        let (rows, to) = (Shared::new(&mut rows), Shared::new(to));
-        let pack = |start: usize, count: usize| {
-            let width = second.width(n);
-            // SAFETY: the places of one expert, complete by now, belong to the one call that packs them.
-            let (rows, to) = unsafe {
-                (
-                    std::slice::from_raw_parts(rows.get().add(start * n), count * n),
-                    std::slice::from_raw_parts_mut(to.get().add(start * width), count * width),
-                )
-            };
-            second.pack(count, n, |row| &rows[row * n..][..n], to);
+        let mut rows = Scratch::take(groups.rows.len() * experts.inner);
+        let half = FirstHalf {
+            path: self.checked(),
+            x,
+            experts,
+            groups,
+            first: self.operand(&experts.gate_up[0]),
+            second,
+            rows: Shared::new(&mut rows),
+            to: Shared::new(to),
         };
         self.pool().run(groups.active.len() * parts, |index| {
-            let (expert, start, count) = groups.active[index / parts];
+            let group = groups.active[index / parts];
             // `parts` is at most the number of panels, so that no part is empty and none lies beyond them.
             let part = index % parts;
-            let panels = panels * part / parts..panels * (part + 1) / parts;
-            let members = &groups.rows[start..start + count];
-            let mut packed = Scratch::take(count * operand.width(k));
-            operand.pack(count, k, |i| &x[members[i] as usize * k..][..k], &mut packed);
-            let packed = PackedRows { operand, data: &packed, rows: count, k };
-            let width = panels.len() * PANEL;
-            let mut room = Scratch::take(count * width);
-            // SAFETY: `room` belongs to this call and holds whole panels.
-            unsafe { packed.times(&experts.gate_up[expert], panels.clone(), room.as_mut_ptr(), width) };
-            let first = panels.start * PANEL / 2;
-            let columns = (width / 2).min(n - first);
-            for (row, room) in room.chunks_exact_mut(width).enumerate() {
-                path.run(GatedGelu { panels: room });
-                // SAFETY: this call owns these rows' columns `first .. first + columns`.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(room.as_ptr(), rows.get().add((start + row) * n + first), columns)
-                };
-            }
+            // SAFETY: each part of each expert is computed by one call.
+            unsafe { half.compute(group, panels * part / parts..panels * (part + 1) / parts) };
             if parts == 1 {
-                pack(start, count);
+                // SAFETY: this call has just computed the whole expert, and no other touches it.
+                unsafe { half.pack(group) };
             }
         })?;
         if parts > 1 {
             self.pool().run(groups.active.len(), |index| {
-                let (_, start, count) = groups.active[index];
-                pack(start, count);
+                // SAFETY: the round before computed every part; each expert is packed by one call.
+                unsafe { half.pack(groups.active[index]) };
             })?;
         }
         Ok(())

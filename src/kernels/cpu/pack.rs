@@ -54,6 +54,9 @@ impl Packing {
     }
 }
 
+/// The source's bytes of each column of a matrix; `None` for those that only fill the last panel.
+type Rows<'r, 'a> = &'r (dyn Fn(usize) -> Option<&'a [u8]> + Sync + 'r);
+
 /// What a matrix is made from and into.
 struct Form {
     columns: Columns,
@@ -143,87 +146,21 @@ impl PackedMatrix {
         PackedMatrix::pack(cpu, outputs, inputs, form, &rows)
     }
 
-    fn pack<'a>(
+    fn pack(
         cpu: &Cpu,
         outputs: usize,
         inputs: usize,
         form: Form,
-        rows: &(dyn Fn(usize) -> Option<&'a [u8]> + Sync),
+        rows: Rows<'_, '_>,
     ) -> Result<PackedMatrix, KernelError> {
         let Form { columns, element, packing } = form;
         let panels = columns.panels(outputs);
+        let size = (panels, inputs);
         let store = match element {
-            ElementType::F32 | ElementType::F16 => {
-                let mut data = Aligned::<f32>::zeroed(panels * PANEL * inputs);
-                let to = Shared::new(&mut data);
-                cpu.pool().run(panels, |panel| {
-                    // SAFETY: each panel is written by one call.
-                    let to =
-                        unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * inputs), PANEL * inputs) };
-                    let mut row = vec![0.0; inputs];
-                    for lane in 0..PANEL {
-                        let Some(bytes) = rows(panel * PANEL + lane) else { continue };
-                        blocks::dequantise(element, bytes, &mut row).expect("row lengths were checked");
-                        for (k, &value) in row.iter().enumerate() {
-                            to[k * PANEL + lane] = value;
-                        }
-                    }
-                })?;
-                Store::F32(data)
-            }
-            ElementType::Bf16 => {
-                let pairs = inputs.div_ceil(2);
-                let mut data = Aligned::<u32>::zeroed(panels * PANEL * pairs);
-                let to = Shared::new(&mut data);
-                cpu.pool().run(panels, |panel| {
-                    // SAFETY: each panel is written by one call.
-                    let to =
-                        unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * pairs), PANEL * pairs) };
-                    for lane in 0..PANEL {
-                        let Some(bytes) = rows(panel * PANEL + lane) else { continue };
-                        for (pair, bytes) in bytes.chunks(4).enumerate() {
-                            let mut both = [0; 4];
-                            both[..bytes.len()].copy_from_slice(bytes);
-                            to[pair * PANEL + lane] = u32::from_le_bytes(both);
-                        }
-                    }
-                })?;
-                Store::Bf16(data)
-            }
-            _ if cpu.packs_bytes() => {
-                blocks::row_bytes(element, inputs)?;
-                let path = cpu.checked();
-                let coarse = Coarse::new(cpu, (panels, inputs), packing.small(element), |index, panel| {
-                    for lane in 0..PANEL {
-                        if let Some(row) = rows(index * PANEL + lane) {
-                            panel.write(path, element, row, lane);
-                        }
-                    }
-                })?;
-                Store::Coarse(Box::new(coarse))
-            }
-            _ => {
-                blocks::row_bytes(element, inputs)?;
-                let mut strips =
-                    Strips::zeroed(element, panels, inputs).expect("formats without blocks were taken above");
-                let (records, supers) = strips.panel_lengths();
-                let (to_records, to_supers) = strips.panel_mut();
-                cpu.pool().run(panels, |panel| {
-                    // SAFETY: each panel is written by one call.
-                    let (to_records, to_supers) = unsafe {
-                        (
-                            std::slice::from_raw_parts_mut(to_records.get().add(panel * records), records),
-                            std::slice::from_raw_parts_mut(to_supers.get().add(panel * supers), supers),
-                        )
-                    };
-                    for lane in 0..PANEL {
-                        if let Some(row) = rows(panel * PANEL + lane) {
-                            Strips::write(element, row, lane, to_records, to_supers);
-                        }
-                    }
-                })?;
-                Store::Strips(strips)
-            }
+            ElementType::F32 | ElementType::F16 => Store::floats(cpu, size, element, rows)?,
+            ElementType::Bf16 => Store::bf16(cpu, size, rows)?,
+            _ if cpu.packs_bytes() => Store::coarse(cpu, size, element, packing.small(element), rows)?,
+            _ => Store::strips(cpu, size, element, rows)?,
         };
         Ok(PackedMatrix { outputs, inputs, columns, store })
     }
@@ -372,6 +309,99 @@ impl PackedMatrix {
             Store::Coarse(coarse) => path.run_rounding(coarse.pairs(panel, from, length, scratch)),
         }
         scratch.as_ptr().cast()
+    }
+}
+
+/// How each store is filled; all take the numbers of panels and inputs.
+impl Store {
+    fn floats(
+        cpu: &Cpu,
+        (panels, inputs): (usize, usize),
+        element: ElementType,
+        rows: Rows<'_, '_>,
+    ) -> Result<Store, KernelError> {
+        let mut data = Aligned::<f32>::zeroed(panels * PANEL * inputs);
+        let to = Shared::new(&mut data);
+        cpu.pool().run(panels, |panel| {
+            // SAFETY: each panel is written by one call.
+            let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * inputs), PANEL * inputs) };
+            let mut row = vec![0.0; inputs];
+            for lane in 0..PANEL {
+                let Some(bytes) = rows(panel * PANEL + lane) else { continue };
+                blocks::dequantise(element, bytes, &mut row).expect("row lengths were checked");
+                for (k, &value) in row.iter().enumerate() {
+                    to[k * PANEL + lane] = value;
+                }
+            }
+        })?;
+        Ok(Store::F32(data))
+    }
+
+    fn bf16(cpu: &Cpu, (panels, inputs): (usize, usize), rows: Rows<'_, '_>) -> Result<Store, KernelError> {
+        let pairs = inputs.div_ceil(2);
+        let mut data = Aligned::<u32>::zeroed(panels * PANEL * pairs);
+        let to = Shared::new(&mut data);
+        cpu.pool().run(panels, |panel| {
+            // SAFETY: each panel is written by one call.
+            let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * pairs), PANEL * pairs) };
+            for lane in 0..PANEL {
+                let Some(bytes) = rows(panel * PANEL + lane) else { continue };
+                for (pair, bytes) in bytes.chunks(4).enumerate() {
+                    let mut both = [0; 4];
+                    both[..bytes.len()].copy_from_slice(bytes);
+                    to[pair * PANEL + lane] = u32::from_le_bytes(both);
+                }
+            }
+        })?;
+        Ok(Store::Bf16(data))
+    }
+
+    /// `small` is the format whose size is to be kept, if any.
+    fn coarse(
+        cpu: &Cpu,
+        (panels, inputs): (usize, usize),
+        element: ElementType,
+        small: Option<ElementType>,
+        rows: Rows<'_, '_>,
+    ) -> Result<Store, KernelError> {
+        blocks::row_bytes(element, inputs)?;
+        let path = cpu.checked();
+        let coarse = Coarse::new(cpu, (panels, inputs), small, |index, panel| {
+            for lane in 0..PANEL {
+                if let Some(row) = rows(index * PANEL + lane) {
+                    panel.write(path, element, row, lane);
+                }
+            }
+        })?;
+        Ok(Store::Coarse(Box::new(coarse)))
+    }
+
+    fn strips(
+        cpu: &Cpu,
+        (panels, inputs): (usize, usize),
+        element: ElementType,
+        rows: Rows<'_, '_>,
+    ) -> Result<Store, KernelError> {
+        blocks::row_bytes(element, inputs)?;
+        let mut strips =
+            Strips::zeroed(element, panels, inputs).expect("formats without blocks have stores of their own");
+        let (records, supers) = strips.panel_lengths();
+        let (to_records, to_supers) = strips.panel_mut();
+        cpu.pool().run(panels, |panel| {
+            // SAFETY: each panel is written by one call.
+            let (to_records, to_supers) = unsafe {
+                (
+                    std::slice::from_raw_parts_mut(to_records.get().add(panel * records), records),
+                    std::slice::from_raw_parts_mut(to_supers.get().add(panel * supers), supers),
+                )
+            };
+            for lane in 0..PANEL {
+                if let Some(row) = rows(panel * PANEL + lane) {
+                    Strips::write(element, row, lane, to_records, to_supers);
+                }
+            }
+        })?;
+        Ok(Store::Strips(strips))
     }
 }
 
