@@ -53,7 +53,8 @@ impl Measurement for CpuTime {
 /// One CPU for each precision that the path has, with the end of its groups' names.
 fn cpus() -> Vec<(Cpu, String)> {
     let path = std::env::var("CANVASD_CPU_PATH").ok();
-    let path = path.map(|name| Path::parse(&name).expect("CANVASD_CPU_PATH is portable, avx2, avx512 or amx"));
+    let named = |name: String| Path::ALL.into_iter().find(|path| path.name() == name);
+    let path = path.map(|name| named(name).expect("CANVASD_CPU_PATH is portable, avx2, avx512 or amx"));
     let cpu = |precision| Cpu::new(1, path).expect("a path of this processor").with_precision(precision);
     let all = Precision::ALL.into_iter().map(|precision| (precision, cpu(precision)));
     let own = all.filter(|(precision, cpu)| cpu.precision() == *precision);

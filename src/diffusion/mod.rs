@@ -12,5 +12,5 @@ mod sampler;
 
 pub use canvas::{Canvas, Observation, ObservationError, Progress, StepOutcome};
 pub use effort::Effort;
-pub use random::{Key, Purpose, philox4x32};
+pub use random::Key;
 pub use sampler::{Sampler, SamplerError};

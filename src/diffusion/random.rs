@@ -6,7 +6,7 @@
 
 /// What a random number is for; draws of different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Purpose {
+pub(super) enum Purpose {
     /// The tokens a canvas starts from.
     Init = 0,
     /// The uniform number with which the model draws a row's token.
@@ -37,7 +37,7 @@ impl Key {
     }
 
     /// One uniform number in `[0, 1)` per position, multiples of 2⁻²⁴.
-    pub fn uniforms(&self, step: u32, out: &mut [f32]) {
+    pub(super) fn uniforms(&self, step: u32, out: &mut [f32]) {
         for (block, chunk) in out.chunks_mut(4).enumerate() {
             let words = self.block(Purpose::Sample, step, block as u32);
             for (value, word) in chunk.iter_mut().zip(words) {
@@ -48,7 +48,7 @@ impl Key {
 
     /// A token for each position where `wanted`, uniform over `0..vocabulary` (64 random bits each, so that the bias
     /// is below 2⁻⁴⁶ for any vocabulary of at most 2¹⁸). The other positions are left as they are.
-    pub fn tokens(
+    pub(super) fn tokens(
         &self,
         purpose: Purpose,
         step: u32,
@@ -79,7 +79,7 @@ fn below(bound: u32, high: u32, low: u32) -> u32 {
 }
 
 /// Philox4x32-10: ten rounds over a 128-bit counter under a 64-bit key.
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
     let [mut c0, mut c1, mut c2, mut c3] = counter;

@@ -145,15 +145,6 @@ impl Text {
         Ok(ids)
     }
 
-    /// Tokenises a text by itself: nothing is put before it.
-    ///
-    /// # Errors
-    /// [`PromptError::Tokenizer`] where the tokeniser fails.
-    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        let encoding = self.lexicon.tokenizer.encode_fast(text, false);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| PromptError::Tokenizer(error.to_string()))
-    }
-
     /// The text of these tokens, control tokens spelled out; ids beyond the vocabulary are left out.
     pub fn decode(&self, ids: &[u32]) -> String {
         reader::decode(&self.lexicon, ids)

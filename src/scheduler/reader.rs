@@ -60,12 +60,6 @@ impl Reader {
         self.took(event)
     }
 
-    /// Like [`Reader::next`], for a thread outside any asynchronous runtime.
-    pub fn blocking_next(&mut self) -> Option<Event> {
-        let event = self.events.blocking_recv();
-        self.took(event)
-    }
-
     /// The newest draft; a new one replaces one not yet seen. The sender is gone once the choice has ended.
     pub fn drafts(&self) -> watch::Receiver<Option<Draft>> {
         self.drafts.clone()

@@ -150,8 +150,9 @@ fn handles_can_be_shared_between_threads() {
             let handle = handle.clone();
             std::thread::spawn(move || {
                 let mut ticket = handle.submit(job(&prompt(5, i), 16, 1)).expect("taken");
+                let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
                 let mut tokens = 0;
-                while let Some(event) = ticket.choices[0].blocking_next() {
+                while let Some(event) = runtime.block_on(ticket.choices[0].next()) {
                     if let Event::Committed(committed) = event {
                         tokens += committed.tokens.len();
                     }

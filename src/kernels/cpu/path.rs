@@ -38,24 +38,13 @@ impl Path {
         }
     }
 
-    /// Its name, as [`Path::parse`] reads it.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Path::Portable => "portable",
             Path::Avx2 => "avx2",
             Path::Avx512 => "avx512",
             Path::Amx => "amx",
-        }
-    }
-
-    /// The path named `portable`, `avx2`, `avx512` or `amx`.
-    pub fn parse(name: &str) -> Option<Path> {
-        match name {
-            "portable" => Some(Path::Portable),
-            "avx2" => Some(Path::Avx2),
-            "avx512" => Some(Path::Avx512),
-            "amx" => Some(Path::Amx),
-            _ => None,
         }
     }
 }

@@ -53,21 +53,6 @@ impl Cpu {
             }
         })
     }
-
-    /// `gelu_tanh(gate) ⊙ up`, element by element.
-    pub fn gated_gelu(&self, gate: &[f32], up: &[f32], out: &mut [f32]) -> Result<(), KernelError> {
-        KernelError::expect("up activations", gate.len(), up.len())?;
-        KernelError::expect("results of an activation", gate.len(), out.len())?;
-        const PART: usize = 4096;
-        let to = Shared::new(out);
-        let path = self.checked();
-        each_row(self, gate.len().div_ceil(PART), PART, |part| {
-            let range = part * PART..gate.len().min((part + 1) * PART);
-            // SAFETY: each part is written by one call.
-            let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(range.start), range.len()) };
-            path.run(GeluTimes { gate: &gate[range.clone()], up: &up[range], out });
-        })
-    }
 }
 
 /// Runs a task per row in parallel groups; for element-wise work.
@@ -120,31 +105,6 @@ impl Task for RmsNorm<'_> {
         }
         for i in whole..x.len() {
             out[i] = x[i] * factor * weight.map_or(1.0, |weight| weight[i]);
-        }
-    }
-}
-
-struct GeluTimes<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Task for GeluTimes<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let GeluTimes { gate, up, out } = self;
-        let whole = gate.len() / S::LANES * S::LANES;
-        for i in (0..whole).step_by(S::LANES) {
-            // SAFETY: all three have one length, and `i + LANES ≤ whole`.
-            unsafe {
-                let y = s.mul(gelu(s, s.load(gate.as_ptr().add(i))), s.load(up.as_ptr().add(i)));
-                s.store(out.as_mut_ptr().add(i), y);
-            }
-        }
-        for i in whole..gate.len() {
-            out[i] = s.lanes(s.mul(gelu(s, s.splat(gate[i])), s.splat(up[i])))[0];
         }
     }
 }

@@ -239,7 +239,6 @@ fn a_raw_prompt_s_markers_are_markers_and_it_begins_by_the_tokeniser_s_rule() {
     assert_eq!(text.encode("Once upon").unwrap(), ids("<bos>Once upon"));
     assert_eq!(text.encode("<bos>Once upon").unwrap(), ids("<bos>Once upon"));
     assert_eq!(text.encode("<|turn>user\n").unwrap(), ids("<bos><|turn>user\n"));
-    assert_eq!(text.encode_bare("Once").unwrap(), ids("Once"));
     let (_, byte_level) = tokenizers().iter().find(|(name, _)| *name == "byte level").unwrap();
     let by_rule = byte_level.encode("hello", true).unwrap().get_ids().to_vec();
     assert_eq!(text_of(byte_level.clone(), PLAIN).encode("hello").unwrap(), by_rule);

@@ -305,7 +305,7 @@ impl Store {
             let tokens = &ids[holding.published * page..][..page];
             let child = match self.tree.child(holding.node, tokens) {
                 Lookup::Found(child) => child,
-                Lookup::Absent => self.tree.add(holding.node, tokens, holding.view.full[holding.published], None),
+                Lookup::Absent => self.tree.add(holding.node, tokens, holding.view.full[holding.published]),
                 Lookup::Collision => return,
             };
             self.merge(holding, child);

@@ -109,7 +109,7 @@ impl Tree {
     }
 
     /// A new node under `parent`, for tokens that [`Tree::child`] did not find.
-    pub(super) fn add(&mut self, parent: NodeId, tokens: &[u32], full: PageId, sliding: Option<PageId>) -> NodeId {
+    pub(super) fn add(&mut self, parent: NodeId, tokens: &[u32], full: PageId) -> NodeId {
         let hash = self.hash(tokens);
         let node = Node {
             parent,
@@ -117,7 +117,7 @@ impl Tree {
             tokens: tokens.into(),
             hash,
             full,
-            sliding,
+            sliding: None,
             pins: 0,
             users: 0,
             children: 0,
