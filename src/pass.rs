@@ -75,6 +75,9 @@ pub enum Conditioning {
     Carried,
 }
 
+/// Most candidates that are recorded per row, and among which `top_p` cuts.
+pub const CANDIDATES: usize = 64;
+
 /// How the sampled token of a row is drawn. Only the draw depends on it: entropies, acceptance and self-conditioning
 /// keep the step's own temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,7 +85,7 @@ pub enum Draw {
     /// The most likely token.
     Argmax,
     /// A draw from `softmax(logits / (t_step · temperature))`; when `top_p < 1`, from the smallest set of best tokens whose
-    /// probabilities under it, those of the whole vocabulary, reach `top_p`, as far as they are of the row's 64 best.
+    /// probabilities under it, those of the whole vocabulary, reach `top_p`, as far as they are of the row's [`CANDIDATES`] best.
     Scaled {
         /// Factor on the step's temperature, `> 0`; 1 is the checkpoint's own sampler.
         temperature: f32,
@@ -100,7 +103,7 @@ pub struct Head {
     pub draw: Draw,
     /// Added to the logits after the softcap and before the temperature, for every row; ids ascend and are unique.
     pub bias: Arc<[(u32, f32)]>,
-    /// How many candidates to record in `Row::top`, 0 to 64.
+    /// How many candidates to record in `Row::top`, at most [`CANDIDATES`].
     pub top_k: u8,
 }
 

@@ -17,7 +17,8 @@ use crate::scheduler::{self, Drafts, Draw, Penalties, Sampler};
 
 /// Most stop strings, as in the original API.
 const MOST_STOPS: usize = 4;
-/// Most denoising steps a request may ask for: far beyond any use, and a bound on what one request can cost.
+/// Most denoising steps a request may ask for: far beyond any use, and a bound on what one request can cost. Lower than a
+/// checkpoint's (10,000), which its operator has chosen.
 const MOST_STEPS: usize = 1024;
 
 /// The fields that all generating requests share, as they came.

@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use super::error::CheckpointError;
 
-/// Sampling values that come with a checkpoint; a field the file leaves out has the value the reference falls back to.
+/// Sampling values that come with a checkpoint; a field the file leaves out has the value the reference falls back to. These and
+/// their ranges are the sampler's (`diffusion`, which this room does not know): a test in `cli` holds them together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationDefaults {
     /// Most denoising steps per canvas, `≥ 1`.
@@ -40,7 +41,8 @@ impl Default for GenerationDefaults {
 /// The one sampler the model was trained for.
 const SAMPLER: &str = "EntropyBoundSamplerConfig";
 
-/// More steps than any canvas could use; a value beyond it is a slip, not a wish.
+/// More steps than any canvas could use; a value beyond it is a slip, not a wish. A request may ask for fewer (the API's 1,024):
+/// it can cost others, while a checkpoint is the operator's choice. The sampler's own limit is arithmetic and far higher.
 const MOST_STEPS: u64 = 10_000;
 
 impl GenerationDefaults {

@@ -4,7 +4,8 @@ use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
 use crate::model::{
-    Config, DeviceChoice, LayerKind, LoadOptions, WeightType, coarse_bytes, page_bytes, row_bytes, slot_bytes,
+    Config, DeviceChoice, EMBEDDING, LayerKind, LoadOptions, PAGE_TOKENS, WeightType, coarse_bytes, page_bytes,
+    row_bytes, sliding_pages, slot_bytes,
 };
 
 /// A tensor as a file holds it.
@@ -86,10 +87,6 @@ pub struct Needs {
     pub context: usize,
 }
 
-/// The first tensor that is loaded.
-const EMBEDDING: &str = "model.decoder.embed_tokens.weight";
-/// Positions of one page of keys and values.
-const PAGE: usize = 64;
 /// Rows of prompt that may run beside the canvases.
 const PROMPT_ROWS: u64 = 1024;
 /// The program itself and what the allocator keeps; and its tokenizer, for each token.
@@ -117,8 +114,7 @@ impl Needs {
             loading: read().map(beside).max().unwrap_or(0),
             full_page: page(LayerKind::Full),
             sliding_page: page(LayerKind::Sliding),
-            // What a commit still writes and what has just left the window overlap for a moment.
-            sliding_pages: ((config.window + config.canvas).div_ceil(PAGE) + 2) as u64,
+            sliding_pages: sliding_pages(config.window, config.canvas, PAGE_TOKENS) as u64,
             slot: slot_bytes(config),
             row: row_bytes(config, options.device),
             canvas: config.canvas as u64,
@@ -129,7 +125,7 @@ impl Needs {
 
     /// Keys and values of one request of so many positions.
     pub fn request(&self, positions: usize) -> u64 {
-        let pages = positions.div_ceil(PAGE) as u64;
+        let pages = positions.div_ceil(PAGE_TOKENS) as u64;
         pages * self.full_page + pages.min(self.sliding_pages) * self.sliding_page + self.slot
     }
 
@@ -168,9 +164,10 @@ impl Needs {
         let advice = if self.total(positions, 1) <= free {
             let fits = (1..requests).rev().find(|&fewer| self.total(positions, fewer) <= free).unwrap_or(1);
             format!("allow fewer requests at once ({fits} fit)")
-        } else if self.total(PAGE, 1) <= free {
-            let fits = (1..positions.div_ceil(PAGE)).rev().find(|&pages| self.total(pages * PAGE, 1) <= free);
-            format!("allow a shorter context ({} positions fit)", fits.unwrap_or(1) * PAGE)
+        } else if self.total(PAGE_TOKENS, 1) <= free {
+            let fits =
+                (1..positions.div_ceil(PAGE_TOKENS)).rev().find(|&pages| self.total(pages * PAGE_TOKENS, 1) <= free);
+            format!("allow a shorter context ({} positions fit)", fits.unwrap_or(1) * PAGE_TOKENS)
         } else {
             "use a smaller quantization (a Q4_K_M file, or --quantize q4_k_m) or a machine with more memory".to_owned()
         };
@@ -267,7 +264,7 @@ mod tests {
         let say = |free| needs.check(free, context, many).unwrap_err().to_string();
         let fewer = say(needs.total(context, 9));
         assert!(fewer.contains("(9 fit)"), "{fewer}");
-        let shorter = say(needs.total(PAGE * 3, 1));
+        let shorter = say(needs.total(PAGE_TOKENS * 3, 1));
         assert!(shorter.contains("(192 positions fit)"), "{shorter}");
         let smaller = say(needs.weights);
         assert!(

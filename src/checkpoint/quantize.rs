@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::kernels::ElementType;
-use crate::model::{RawTensor, WeightError, Weights};
+use crate::model::{EMBEDDING, RawTensor, WeightError, Weights};
 
 /// A way to put a model's matrices into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ enum Role {
 
 impl Role {
     fn of(name: &str) -> Self {
-        if name == "model.decoder.embed_tokens.weight" {
+        if name == EMBEDDING {
             return Self::Embedding;
         }
         let layer = name.strip_prefix("model.decoder.layers.").and_then(|rest| rest.split_once('.'));

@@ -1,6 +1,9 @@
 //! From the configuration to a running engine: opens the checkpoint, loads the model, makes the text room, starts the
 //! scheduler.
 
+#[cfg(test)]
+mod agreement;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +11,9 @@ use super::CliError;
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
 use crate::config::{Config, Device, InstructionPath, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
-use crate::model::{DeviceChoice, DiffusionGemma, KvElement, LoadError, LoadOptions, Path, Precision, WeightType};
+use crate::model::{
+    DeviceChoice, DiffusionGemma, KvElement, LoadError, LoadOptions, Path, Precision, WeightType, sliding_pages,
+};
 use crate::pass::{Denoiser, Limits};
 use crate::prompt::{Text, TextParts};
 use crate::scheduler::{Engine, Settings};
@@ -206,7 +211,7 @@ fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
     let page = limits.page_tokens.max(1);
     let full = limits.context.div_ceil(page);
     // Sliding layers give pages back that fell out of the window.
-    let sliding = full.min((limits.window + limits.canvas).div_ceil(page) + 2);
+    let sliding = full.min(sliding_pages(limits.window, limits.canvas, page));
     let pages = |count: usize, bytes: u64| (count as u64).saturating_mul(bytes);
     let one = pages(full, limits.full_page_bytes).saturating_add(pages(sliding, limits.sliding_page_bytes));
     let all = one.saturating_mul(config.max_running as u64).saturating_mul(2);

@@ -63,7 +63,8 @@ impl Default for Sampler {
 }
 
 impl Sampler {
-    /// Most steps a sampler may ask for; keeps a step inside its field of the random counter.
+    /// Most steps a sampler may ask for; keeps a step inside its field of the random counter. Whoever takes steps from outside
+    /// has a lower limit with a reason of its own.
     pub const MAX_STEPS: usize = 1 << 20;
 
     /// Checks every range.

@@ -18,6 +18,12 @@ pub fn page_bytes(config: &Config, kind: LayerKind, element: KvElement) -> u64 {
     (KvPool::page_bytes(element, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
 }
 
+/// Most pages of a sliding layer that one request holds: what a commit still writes and what has just left the window overlap
+/// for a moment.
+pub fn sliding_pages(window: usize, canvas: usize, page_tokens: usize) -> usize {
+    (window + canvas).div_ceil(page_tokens) + 2
+}
+
 /// Bytes of a quantised matrix `[outputs, inputs]` where products are of bytes, or of a stack `[.., outputs, inputs]` of
 /// them, which is one of experts. Nothing where a size is zero, whatever the others are: a file may say anything there.
 /// Of others the file's length bounds the product.

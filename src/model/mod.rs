@@ -31,13 +31,14 @@ mod vocab_twin;
 mod weights;
 
 pub use crate::kernels::ElementType;
-pub use crate::kernels::cpu::{KvElement, Path, Precision};
+pub use crate::kernels::cpu::{KvElement, PAGE_TOKENS, Path, Precision};
 pub use clock::{Operation, Splits};
 pub use config::{AttentionConfig, Config, ExpertsConfig, ImageTokens, LayerKind, Rope};
 pub use config_section::ConfigError;
 pub use denoiser::DiffusionGemma;
 use denoiser::Parts;
-pub use footprint::{coarse_bytes, page_bytes, row_bytes, slot_bytes};
+pub use footprint::{coarse_bytes, page_bytes, row_bytes, sliding_pages, slot_bytes};
 pub use load::LoadError;
+pub use names::EMBEDDING;
 pub use options::{DeviceChoice, LoadOptions, WeightType};
 pub use weights::{RawTensor, WeightError, Weights};

@@ -11,7 +11,7 @@ pub(super) const DECODER: &str = "model.decoder.";
 /// Prefix under which a file may repeat the tied text tensors.
 const ENCODER_TEXT: &str = "model.encoder.language_model.";
 /// The embedding, which is also the output head.
-pub(super) const EMBEDDING: &str = "model.decoder.embed_tokens.weight";
+pub const EMBEDDING: &str = "model.decoder.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// What a name in a file stands for.

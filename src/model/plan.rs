@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::config::LayerKind;
 use crate::pass::{
-    Capacity, Conditioning, Draw, EngineError, Head, KvView, Limits, PageId, Pass, Segment, SegmentError,
+    CANDIDATES, Capacity, Conditioning, Draw, EngineError, Head, KvView, Limits, PageId, Pass, Segment, SegmentError,
 };
 
 /// A pass's rows: all encode rows first, then all denoise rows, each in segment order.
@@ -260,8 +260,8 @@ fn head_is_valid(head: &Head, vocabulary: usize) -> Result<(), String> {
     {
         return Err(format!("a draw with temperature {temperature} and top_p {top_p}"));
     }
-    if head.top_k > 64 {
-        return Err(format!("top_k {}, at most 64 are recorded", head.top_k));
+    if usize::from(head.top_k) > CANDIDATES {
+        return Err(format!("top_k {}, at most {CANDIDATES} are recorded", head.top_k));
     }
     let ascend = head.bias.windows(2).all(|pair| pair[0].0 < pair[1].0);
     let inside = head.bias.last().is_none_or(|last| (last.0 as usize) < vocabulary);

@@ -19,7 +19,10 @@ use super::options::WeightType;
 use super::vocab_twin::Twin;
 use crate::kernels::ElementType;
 use crate::kernels::cpu::{self, Cpu, PackedMatrix, SweepTimes};
-use crate::pass::{Candidate, Draw, Head, Row};
+use crate::pass::{CANDIDATES, Candidate, Draw, Head, Row};
+
+// The kernels know nothing of passes and have the number a second time.
+const _: () = assert!(cpu::CANDIDATES == CANDIDATES);
 
 /// Entries of the softmax below e^−28 of the best one are left out of soft embeddings: f32 could not show them.
 const NEGLIGIBLE: f32 = 28.0;

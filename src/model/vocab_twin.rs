@@ -8,10 +8,7 @@ use candle_core::{Result, Tensor};
 use super::backend::{Backend, host, product, weighted_rows};
 use super::observe::Observer;
 use super::vocab::{Request, Swept, VocabHead};
-use crate::pass::{Candidate, Draw, Head, Row};
-
-/// Candidates kept for a nucleus draw.
-const NUCLEUS: usize = 64;
+use crate::pass::{CANDIDATES, Candidate, Draw, Head, Row};
 
 /// A sweep in plain candle operations.
 pub(super) struct Twin<'a> {
@@ -262,7 +259,7 @@ fn draw_factor(head: &Head) -> f32 {
 /// How many candidates the sweep has to keep.
 fn wanted_best(head: &Head) -> usize {
     match head.draw {
-        Draw::Scaled { top_p, .. } if top_p < 1.0 => NUCLEUS,
+        Draw::Scaled { top_p, .. } if top_p < 1.0 => CANDIDATES,
         _ => head.top_k.into(),
     }
 }

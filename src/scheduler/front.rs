@@ -13,7 +13,7 @@ use super::job::{Drafts, Job, Refusal};
 use super::metrics::{Metrics, Outcome};
 use super::reader::{Outlet, Reader, pair};
 use super::settings::{Budget, Settings};
-use crate::pass::{Draw, Limits};
+use crate::pass::{CANDIDATES, Draw, Limits};
 
 /// Choices that may wait for each request that the queue has room for: a choice takes memory while it waits. The request
 /// that goes beyond is still taken whole.
@@ -318,8 +318,8 @@ fn check(job: &Job, limits: &Limits) -> Result<(), Refusal> {
     if !(job.penalties.presence.is_finite() && job.penalties.frequency.is_finite()) {
         return invalid("penalties must be finite");
     }
-    if job.top_k > 64 {
-        return invalid("at most 64 candidates can be recorded per token");
+    if usize::from(job.top_k) > CANDIDATES {
+        return invalid(&format!("at most {CANDIDATES} candidates can be recorded per token"));
     }
     if job.drafts == Drafts::Every(0) {
         return invalid("drafts are wanted after every n-th step, n at least 1");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::kv::{Geometry, Pages};
 use crate::pass::{Capacity, EngineError, Limits};
 
-/// How the scheduler uses the model and the memory. Every field has a default that suits a small server.
+/// How the scheduler uses the model and the memory. Every field has a default that suits a small server; but for the
+/// memory they are those of `config` too, which a test in `cli` sees to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Most prompt rows encoded per pass, at least one page: what a long prompt may cost the others' steps. The default is

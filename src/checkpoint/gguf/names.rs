@@ -1,8 +1,10 @@
 //! GGUF's tensor names and the hub's.
 
+use crate::model::EMBEDDING;
+
 /// `(hub, GGUF)` of tensors outside the layers.
 const GLOBAL: &[(&str, &str)] = &[
-    ("model.decoder.embed_tokens.weight", "token_embd.weight"),
+    (EMBEDDING, "token_embd.weight"),
     ("model.decoder.norm.weight", "output_norm.weight"),
     ("model.decoder.self_conditioning.pre_norm.weight", "self_cond_pre_norm.weight"),
     ("model.decoder.self_conditioning.gate_proj.weight", "self_cond_gate.weight"),

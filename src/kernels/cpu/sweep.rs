@@ -35,7 +35,8 @@ const MOST_PANELS: usize = 1024;
 /// Logits of a row are padded to whole numbers of these.
 const STRIDE: usize = 64;
 
-/// Most candidates that are kept per row, and among which `top_p` cuts.
+/// Most candidates that are kept per row, and among which `top_p` cuts. The same number is `pass::CANDIDATES`, which this crate
+/// cannot see; `model` refuses to be built where they differ.
 pub const CANDIDATES: usize = 64;
 
 /// How a row's token is drawn.
