@@ -33,6 +33,6 @@ pub mod scheduler;
 pub mod telemetry;
 
 /// The operations candle does not do fast enough: a crate of its own below `src/kernels/`, so that it can be optimised
-/// in development builds and holds the `unsafe` code that the other rooms must not have.
+/// in development builds and holds the `unsafe` code: of the other rooms only `checkpoint` has any, to map a file.
 #[doc(inline)]
 pub use canvasd_kernels as kernels;

@@ -1,8 +1,8 @@
 //! Where weights come from: the shipped demo, a local folder, the hub, a GGUF file.
 //!
 //! Opens what the user named and hands on plain data: configuration, sampling defaults, tokenizer, chat template, and the
-//! tensors as they are stored. May use `model` and the element types of `kernels`; must not know requests or sampling. Nothing
-//! in a file is trusted: a damaged one is an error that names the tensor or key.
+//! tensors as they are stored. May use `model` and the element types of `kernels`; must not know requests, nor what its
+//! sampling defaults do. Nothing in a file is trusted: a damaged one is an error that names the tensor or key.
 
 mod available;
 mod block_types;

@@ -27,7 +27,7 @@ pub enum ObservationError {
         wanted: usize,
     },
     /// A number is not finite: the weights or the input are damaged.
-    #[error("the entropy of position {position} is not finite")]
+    #[error("what the model says of position {position} is not finite")]
     NotFinite {
         /// Position within the canvas.
         position: usize,

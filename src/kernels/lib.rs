@@ -1,8 +1,8 @@
 //! The few operations candle does not do fast enough: [`cpu`] holds products over packed weights, grouped experts,
 //! paged attention and the streaming vocabulary sweep.
 //!
-//! The only room with `unsafe`, and a crate of its own: development builds optimise it fully, and the compiler holds it
-//! apart from the others. It works on plain slices and knows neither candle nor the model: `model` wraps these
+//! All `unsafe` is here, but for the mapping of files into memory (`checkpoint`). A crate of its own: development builds
+//! optimise it fully, and the compiler holds it apart from the other rooms. It works on plain slices and knows neither candle nor the model: `model` wraps these
 //! operations and gives them meaning. The rest of the house says `crate::kernels`.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]

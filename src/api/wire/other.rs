@@ -91,7 +91,7 @@ pub struct DetokenizeResponse {
 /// How the server is.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`; for readiness also `draining` or `stopped`.
+    /// `ok`; a server that is not says so as an error.
     pub status: &'static str,
 }
 

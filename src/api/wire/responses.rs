@@ -167,7 +167,7 @@ pub struct ResponseObject {
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: u64,
-    /// `in_progress`, `completed`, `incomplete` or `failed`.
+    /// `in_progress`, `completed` or `incomplete`.
     pub status: &'static str,
     /// Always false.
     pub background: bool,
