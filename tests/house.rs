@@ -200,6 +200,21 @@ fn arrows_point_the_right_way() {
 }
 
 #[test]
+fn the_table_in_the_documentation_is_the_same() {
+    let text = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("//! | [`")?.split_once('`'));
+    let told: BTreeMap<&str, BTreeSet<&str>> = rows
+        .map(|(room, rest)| {
+            let uses = rest.rsplit('|').nth(1).expect("a last column").trim();
+            let all = ARROWS.iter().map(|(name, _)| *name).filter(|name| *name != room);
+            (room, if uses == "all" { all.collect() } else { uses.split('`').skip(1).step_by(2).collect() })
+        })
+        .collect();
+    let held: BTreeMap<_, _> = ARROWS.iter().map(|(room, uses)| (*room, uses.iter().copied().collect())).collect();
+    assert_eq!(told, held);
+}
+
+#[test]
 fn a_wrong_arrow_is_found_however_it_is_written() {
     for (file, text) in [
         ("src/model/mod.rs", "use crate::scheduler::Job;"),
