@@ -44,7 +44,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let order = &plan.order;
     let drafts = order.delivery.drafts();
     let (text, strict) = (state.text(), Arc::new(plan.strict));
-    let rules = Rules { stop: &order.stop, strict: Some(&strict) };
+    let rules = Rules { stop: Some(&order.stop), strict: Some(&strict) };
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {

@@ -13,10 +13,13 @@ use super::state::AppState;
 use super::wire::chat::Seed;
 use super::wire::either::{Progress, Stop};
 use super::wire::options::{DiffusionOptions, Effort, ProgressMode, ResponseFormat, StreamOptions};
+use crate::prompt::StopStrings;
 use crate::scheduler::{self, Drafts, Draw, Penalties, Sampler};
 
 /// Most stop strings, as in the original API.
 const MOST_STOPS: usize = 4;
+/// Longest stop string, in characters: far beyond any use, and a bound on what each choice holds back to look for it.
+const LONGEST_STOP: usize = 1024;
 /// Most denoising steps a request may ask for: far beyond any use, and a bound on what one request can cost. Lower than a
 /// checkpoint's (10,000), which its operator has chosen.
 const MOST_STEPS: usize = 1024;
@@ -45,7 +48,7 @@ pub(crate) struct Order {
     pub bias: Arc<[(u32, f32)]>,
     pub penalties: Penalties,
     pub seed: u64,
-    pub stop: Vec<String>,
+    pub stop: StopStrings,
     pub timeout: Duration,
     pub delivery: Delivery,
 }
@@ -200,7 +203,7 @@ pub(crate) fn text_only(format: Option<&ResponseFormat>, path: &str) -> Result<(
     }
 }
 
-fn stops(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
+fn stops(stop: Option<Stop>) -> Result<StopStrings, ApiError> {
     let stops = stop.map(Stop::into_vec).unwrap_or_default();
     if stops.len() > MOST_STOPS {
         let message = format!("'stop' takes at most {MOST_STOPS} strings, got {}.", stops.len());
@@ -209,7 +212,13 @@ fn stops(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
     if stops.iter().any(String::is_empty) {
         return Err(ApiError::invalid("stop", "A stop string must not be empty."));
     }
-    Ok(stops)
+    if let Some(length) = stops.iter().map(|stop| stop.chars().count()).find(|&length| length > LONGEST_STOP) {
+        let message = format!(
+            "A string of 'stop' must have at most {LONGEST_STOP} characters, got {length}; give its beginning instead."
+        );
+        return Err(ApiError::invalid("stop", message));
+    }
+    Ok(StopStrings::new(&stops))
 }
 
 fn bias(wanted: BTreeMap<String, f64>, vocabulary: usize) -> Result<Arc<[(u32, f32)]>, ApiError> {
@@ -346,7 +355,7 @@ mod tests {
         assert_eq!(order.draw, Draw::Scaled { temperature: 1.0, top_p: 0.5 });
         assert_eq!(&order.bias[..], &[(3, 1.5), (7, -100.0)]);
         assert_eq!(order.penalties, Penalties { presence: -2.0, frequency: 2.0 });
-        assert_eq!(order.stop, ["a", "b"]);
+        assert_eq!(order.stop, StopStrings::new(&["a", "b"]));
         assert_eq!(order.timeout, Duration::from_millis(250));
         assert_eq!(order.sampler.max_steps, 5);
         assert_eq!(order.sampler.entropy_bound, 0.05);
@@ -356,7 +365,9 @@ mod tests {
         let fast = check(json!({"diffusion": {"effort": "fast", "confidence_threshold": 0.25}, "stop": "x"})).unwrap();
         assert_eq!(fast.sampler.max_steps, 16);
         assert_eq!(fast.sampler.confidence_threshold, 0.25);
-        assert_eq!(fast.stop, ["x"]);
+        assert_eq!(fast.stop, StopStrings::new(&["x"]));
+        let longest = "é".repeat(LONGEST_STOP);
+        assert_eq!(check(json!({"stop": longest})).unwrap().stop, StopStrings::new(&[longest]));
         let zero = check(json!({"temperature": 0, "diffusing": true, "stream": true})).unwrap();
         assert_eq!((zero.draw, zero.seed), (Draw::Argmax, 0));
         assert_eq!(zero.delivery.drafts(), Drafts::Every(1));
@@ -373,6 +384,7 @@ mod tests {
             (json!({"frequency_penalty": -3}), "frequency_penalty"),
             (json!({"stop": ["1", "2", "3", "4", "5"]}), "stop"),
             (json!({"stop": ""}), "stop"),
+            (json!({"stop": ["x", "a".repeat(LONGEST_STOP + 1)]}), "stop"),
             (json!({"logit_bias": {"100": 1}}), "logit_bias.100"),
             (json!({"logit_bias": {"x": 1}}), "logit_bias.x"),
             (json!({"logit_bias": {"1": 101}}), "logit_bias.1"),

@@ -9,7 +9,7 @@ use super::call::{self, Symbol};
 use super::chat::Opening;
 use super::detokenize::Detokenizer;
 use super::lexicon::{Lexicon, Mark};
-use super::stop::{Scan, StopScanner};
+use super::stop::{Scan, StopScanner, StopStrings};
 use super::strict::StrictTools;
 use crate::scheduler::FinishReason;
 
@@ -31,7 +31,7 @@ pub enum Dialect {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rules<'a> {
     /// Strings before which the answer ends; looked for in the content.
-    pub stop: &'a [String],
+    pub stop: Option<&'a StopStrings>,
     /// What calls must fit; a call that does not is shown as content.
     pub strict: Option<&'a Arc<StrictTools>>,
 }

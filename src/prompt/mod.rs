@@ -30,6 +30,7 @@ pub use chat::{Chat, Content, Message, Opening, Part, Prompt, Role, Thinking, To
 pub use error::{Fault, PromptError};
 pub use machine::{Channel, Delta, Dialect, Rules};
 pub use reader::{DraftText, TextReader};
+pub use stop::StopStrings;
 pub use strict::{StrictTools, UncheckedSchema};
 
 use encode::AddedTokens;

@@ -5,8 +5,20 @@
 
 use std::sync::Arc;
 
+/// A request's stop strings, ready to be looked for: made once, and shared by all who read its answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StopStrings(Arc<[Pattern]>);
+
+impl StopStrings {
+    /// Of these strings; empty ones are never found.
+    pub fn new(stop: &[impl AsRef<str>]) -> StopStrings {
+        let stop = stop.iter().map(AsRef::as_ref).filter(|text| !text.is_empty());
+        StopStrings(stop.map(Pattern::new).collect())
+    }
+}
+
 /// A stop string with, for each of its prefixes, the longest border (what still matches after a mismatch).
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Pattern {
     bytes: Vec<u8>,
     borders: Vec<usize>,
@@ -54,10 +66,9 @@ pub(super) enum Scan {
 }
 
 impl StopScanner {
-    /// For these strings; empty ones are never found.
-    pub(super) fn new(stop: &[String]) -> StopScanner {
-        let patterns: Arc<[Pattern]> =
-            stop.iter().filter(|text| !text.is_empty()).map(|text| Pattern::new(text)).collect();
+    /// For these strings, which are shared and not made anew; without any, all text is let through.
+    pub(super) fn new(stop: Option<&StopStrings>) -> StopScanner {
+        let StopStrings(patterns) = stop.cloned().unwrap_or_default();
         StopScanner { matched: vec![0; patterns.len()], patterns, held: String::new() }
     }
 
@@ -100,7 +111,7 @@ impl StopScanner {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Scan, StopScanner};
+    use super::{Arc, Scan, StopScanner, StopStrings};
 
     /// The definition, looked up letter by letter.
     fn cut<'a>(text: &'a str, stop: &[String]) -> Option<&'a str> {
@@ -114,6 +125,16 @@ mod tests {
         None
     }
 
+    #[test]
+    fn all_who_look_for_the_same_strings_share_them() {
+        let stop = StopStrings::new(&["a".repeat(1024), String::new()]);
+        assert_eq!(stop.0.len(), 1);
+        for scanner in [StopScanner::new(Some(&stop)), StopScanner::new(Some(&stop)).clone()] {
+            assert!(Arc::ptr_eq(&scanner.patterns, &stop.0));
+        }
+        assert!(StopScanner::new(None).patterns.is_empty());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -122,7 +143,7 @@ mod tests {
             pieces in prop::collection::vec("[abé日]{0,4}", 0..12),
             stop in prop::collection::vec("[abé日]{0,4}", 0..4),
         ) {
-            let mut scanner = StopScanner::new(&stop);
+            let mut scanner = StopScanner::new(Some(&StopStrings::new(&stop)));
             let mut out = String::new();
             let mut scan = Scan::On;
             for piece in &pieces {

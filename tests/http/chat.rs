@@ -411,6 +411,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"max_completion_tokens": 0}), "max_completion_tokens"),
         (json!({"stop": ["1", "2", "3", "4", "5"]}), "stop"),
+        (json!({"stop": "a".repeat(1_000_000), "n": 32}), "stop"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
         (json!({"top_logprobs": 3}), "top_logprobs"),
         (json!({"logit_bias": {"999999": 1}}), "logit_bias.999999"),

@@ -224,6 +224,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"temperature": 3}), "temperature"),
         (json!({"stop": [""]}), "stop"),
+        (json!({"stop": ["x", "a".repeat(1025)]}), "stop"),
     ] {
         let error = app.complete("hello", fields.clone()).await.refused(400);
         assert_eq!(error["param"], param, "{fields}: {error}");

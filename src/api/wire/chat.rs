@@ -48,7 +48,8 @@ pub struct ChatRequest {
     /// The newer name of `max_tokens`.
     #[schema(minimum = 1)]
     pub max_completion_tokens: Option<usize>,
-    /// A string, or up to 4, before which the answer ends. It is looked for in the content, not in the reasoning.
+    /// A string, or up to 4, of at most 1,024 characters each, before which the answer ends. It is looked for in the
+    /// content, not in the reasoning.
     pub stop: Option<Stop>,
     /// Gives each content token's log-probability at the last step of its canvas, under that step's temperature and
     /// biases. The tokens of a stop string have none, as far as they are of the canvas in which it ends. Default false.

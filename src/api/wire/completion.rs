@@ -42,7 +42,7 @@ pub struct CompletionRequest {
     /// Most tokens of an answer; exact. What does not fit into the context is cut off it. Default 16.
     #[schema(minimum = 1)]
     pub max_tokens: Option<usize>,
-    /// A string, or up to 4, before which the answer ends.
+    /// A string, or up to 4, of at most 1,024 characters each, before which the answer ends.
     pub stop: Option<Stop>,
     /// Same seed, same text: seed of all random draws. Absent: a new one each time, except that `temperature` 0 uses 0.
     #[schema(value_type = Option<i64>)]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::fixtures::{demo_tokenizer, ids, plain};
-use crate::prompt::{Channel, Delta, Dialect, Opening, Rules, StrictTools, Text};
+use crate::prompt::{Channel, Delta, Dialect, Opening, Rules, StopStrings, StrictTools, Text};
 use crate::scheduler::{FinishReason, Verdict};
 
 /// What a client ends up with.
@@ -38,9 +38,9 @@ const CHAT: Ask = Ask { opening: Opening::Content, dialect: Dialect::Chat, stop:
 
 /// Reads canvases as server and client do: the gate says how much belongs to the answer, the reader gets that.
 fn read(text: &Text, ask: Ask, canvases: &[&[u32]]) -> (Answer, Option<FinishReason>, usize) {
-    let stop: Vec<String> = ask.stop.iter().map(|stop| (*stop).to_owned()).collect();
-    let mut gate = text.gate(ask.opening, ask.dialect, Rules { stop: &stop, ..Rules::default() });
-    let mut reader = text.reader(ask.opening, ask.dialect, Rules { stop: &stop, ..Rules::default() });
+    let stop = StopStrings::new(ask.stop);
+    let mut gate = text.gate(ask.opening, ask.dialect, Rules { stop: Some(&stop), ..Rules::default() });
+    let mut reader = text.reader(ask.opening, ask.dialect, Rules { stop: Some(&stop), ..Rules::default() });
     let (mut answer, mut reason, mut kept) = (Answer::default(), None, 0);
     for canvas in canvases {
         let keep = match gate.commit(canvas) {
@@ -269,24 +269,24 @@ fn stop_strings_cut_the_content_and_count_up_to_themselves() {
 #[test]
 fn tokens_that_a_stop_string_cuts_off_are_no_content() {
     let text = plain();
-    let stop = ["cat na".to_owned()];
+    let stop = StopStrings::new(&["cat na"]);
     let tokens = ids("The cat named Tom.");
     let begins = |count: usize| text.decode(&tokens[..count]).len();
-    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: Some(&stop), ..Rules::default() });
     assert_eq!(reader.push(&tokens), [Delta::Content("The ".into())]);
     for (at, channel) in reader.channels().iter().enumerate() {
         let said = begins(at) < "The ".len();
         assert_eq!(*channel == Channel::Content, said, "token {at} of {:?}", reader.channels());
     }
     // Token by token nothing can be taken back but the one that completes the stop string.
-    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: Some(&stop), ..Rules::default() });
     let last = (0..tokens.len()).find(|&at| begins(at + 1) >= "The cat na".len()).unwrap();
     for (at, &token) in tokens.iter().enumerate() {
         reader.push(&[token]);
         assert_eq!(reader.channels() == [Channel::Content], at < last, "token {at}");
     }
     // Without a stop string, or without its end, everything is said.
-    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: &stop, ..Rules::default() });
+    let mut reader = text.reader(Opening::Content, Dialect::Raw, Rules { stop: Some(&stop), ..Rules::default() });
     let held = ids("The cat n");
     reader.push(&held);
     assert!(reader.channels().iter().all(|channel| *channel == Channel::Content));
@@ -321,8 +321,8 @@ fn channels_tell_what_each_token_is_part_of() {
 #[test]
 fn drafts_show_what_the_canvas_would_say() {
     let text = plain();
-    let stop = ["END".to_owned()];
-    let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules { stop: &stop, ..Rules::default() });
+    let stop = StopStrings::new(&["END"]);
+    let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules { stop: Some(&stop), ..Rules::default() });
     let draft = |reader: &crate::prompt::TextReader, spelled: &str| {
         let draft = reader.draft(&ids(spelled));
         (draft.channel, draft.text)
