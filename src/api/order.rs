@@ -4,7 +4,6 @@
 //! limit holds beside the request's.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,16 +135,7 @@ impl Wishes {
             presence: within("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)? as f32,
             frequency: within("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)? as f32,
         };
-        let draw = match temperature {
-            // Below the smallest f32 the quotient would overflow; it is 0 for every purpose.
-            small if small < 1e-6 => Draw::Argmax,
-            factor => Draw::Scaled { temperature: factor as f32, top_p: top_p as f32 },
-        };
-        let seed = match (self.seed, draw) {
-            (Some(Seed(seed)), _) => seed,
-            (None, Draw::Argmax) => 0,
-            (None, Draw::Scaled { .. }) => fresh_seed(),
-        };
+        let (draw, seed) = scheduler::sampling(temperature, top_p, self.seed.map(|Seed(seed)| seed));
         let diffusion = self.diffusion.unwrap_or_default();
         Ok(Order {
             sampler: sampler(checkpoint, &diffusion)?,
@@ -158,12 +148,6 @@ impl Wishes {
             delivery: delivery(self.stream, self.stream_options, self.diffusing)?,
         })
     }
-}
-
-/// A seed nobody knows beforehand.
-fn fresh_seed() -> u64 {
-    // The standard library seeds its hashers from the system's random numbers.
-    std::collections::hash_map::RandomState::new().hash_one(uuid::Uuid::now_v7())
 }
 
 fn within(param: &str, given: Option<f64>, default: f64, least: f64, most: f64) -> Result<f64, ApiError> {

@@ -11,9 +11,8 @@ use super::screen::Screen;
 use super::signals::Signals;
 use super::wire::{self, House};
 use super::{CliError, block_on};
-use crate::pass::Draw;
 use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text, TextReader, Thinking};
-use crate::scheduler::{Choice, Draft, Drafts, Event, Job, Phase, Reader};
+use crate::scheduler::{self, Choice, Draft, Drafts, Event, Job, Phase, Reader};
 use crate::telemetry;
 
 /// Options of `canvasd generate`.
@@ -29,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// Same seed, same text [default: another one each time].
+    /// Same seed, same text [default: another one each time, but 0 with --temperature 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -39,7 +38,7 @@ pub struct Arguments {
 
     /// Factor on the temperature of the draws; 0 always takes the most likely token.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = temperature)]
-    temperature: f32,
+    temperature: f64,
 
     /// Let the model think first, where it has been taught to; the thoughts are shown on a terminal alone.
     #[arg(long, conflicts_with = "raw")]
@@ -58,7 +57,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|count| *count >= 1).ok_or_else(|| "a whole number of at least 1 is wanted".into())
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
+fn temperature(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value| (0.0..=2.0).contains(value)).ok_or_else(|| "a number from 0 to 2 is wanted".into())
 }
 
@@ -127,28 +126,17 @@ fn begin(
     };
     let handle = house.engine.handle();
     let left = handle.limits().context.saturating_sub(ids.len()).max(1);
-    let seed = arguments.seed.unwrap_or_else(fresh_seed);
+    let (draw, seed) = scheduler::sampling(arguments.temperature, 1.0, arguments.seed);
     let choice = Choice { seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) };
     let job = Job {
         resume_points,
-        // As in the API: below this the quotient would overflow.
-        draw: if arguments.temperature < 1e-6 {
-            Draw::Argmax
-        } else {
-            Draw::Scaled { temperature: arguments.temperature, top_p: 1.0 }
-        },
+        draw,
         drafts: if live { Drafts::Every(1) } else { Drafts::Off },
         ..Job::plain(ids, vec![choice], max_tokens.unwrap_or(left), house.sampler)
     };
     let mut ticket = handle.submit(job)?;
     let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;
     Ok(Answer { reader, text: text.reader(opening, dialect, Rules::default()), signals })
-}
-
-/// A seed nobody knows beforehand: the standard library seeds its hashers from the system's random numbers.
-fn fresh_seed() -> u64 {
-    use std::hash::BuildHasher;
-    std::hash::RandomState::new().hash_one(std::process::id())
 }
 
 /// What happened next to an answer.

@@ -16,6 +16,7 @@ mod metrics;
 mod outcome;
 mod planning;
 mod reader;
+mod sampling;
 mod settings;
 
 pub use self::core::Core;
@@ -26,4 +27,5 @@ pub use front::{Front, State, Submission, Ticket};
 pub use job::*;
 pub use outcome::Answer;
 pub use reader::Reader;
+pub use sampling::sampling;
 pub use settings::{Settings, StartError};

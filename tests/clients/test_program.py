@@ -234,6 +234,14 @@ def test_generate_obeys_max_tokens_and_seed():
     assert whole == again and len(short) < len(whole) and whole.startswith(short.rstrip("\n"))
 
 
+def test_generate_draws_as_the_api_does(client, model):
+    question = "Tell me a story."
+    texts = {canvasd("generate", "--temperature", "0", question).stdout.rstrip("\n") for _ in range(2)}
+    served = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], temperature=0)
+    assert texts == {served.choices[0].message.content}
+
+
 def test_generate_settles_on_a_terminal():
     import pty
 
