@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 
 use super::body::Ignored;
 use super::error::ApiError;
-use super::generation::Encoded;
 use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
@@ -256,16 +255,15 @@ pub(crate) async fn encode_chat(
     chat: Chat,
     messages: &'static str,
     thinking: &'static str,
-) -> Result<Encoded, ApiError> {
+) -> Result<prompt::Prompt, ApiError> {
     let text = state.text().clone();
-    let prompt = aside(move || text.render(&chat)).await?.map_err(|error| match error.fault() {
+    aside(move || text.render(&chat)).await?.map_err(|error| match error.fault() {
         Fault::Thinking => {
             let message = format!("This checkpoint's chat template knows no thinking; leave '{thinking}' out.");
             ApiError::unsupported(thinking, message)
         }
         _ => of_prompt(&error, messages),
-    })?;
-    Ok(Encoded { ids: prompt.ids, resume_points: prompt.resume_points, opening: prompt.opening })
+    })
 }
 
 /// Runs work that takes the processor for long.

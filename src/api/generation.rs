@@ -8,22 +8,14 @@ use super::error::ApiError;
 use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
-use crate::prompt::{Dialect, Opening, Rules, StrictTools};
+use crate::prompt::{Dialect, Prompt, Rules, StrictTools};
 use crate::scheduler::{Choice, Job};
-
-/// A prompt in tokens.
-#[derive(Debug, Clone)]
-pub(crate) struct Encoded {
-    pub ids: Vec<u32>,
-    pub resume_points: Vec<usize>,
-    pub opening: Opening,
-}
 
 /// All that a request wants done.
 pub(crate) struct Plan {
     pub order: Order,
     /// The prompts, each continued by itself.
-    pub prompts: Vec<Encoded>,
+    pub prompts: Vec<Prompt>,
     /// Choices per prompt.
     pub choices: usize,
     /// Most tokens per choice; `None` is what the context holds.

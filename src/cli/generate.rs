@@ -11,7 +11,7 @@ use super::screen::Screen;
 use super::signals::Signals;
 use super::wire::{self, House};
 use super::{CliError, block_on};
-use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text, TextReader, Thinking};
+use crate::prompt::{Chat, Delta, Dialect, Message, Prompt, Role, Rules, Text, TextReader, Thinking};
 use crate::scheduler::{self, Choice, Draft, Drafts, Event, Job, Phase, Reader};
 use crate::telemetry;
 
@@ -114,29 +114,29 @@ fn begin(
     signals: Signals,
 ) -> Result<Answer, CliError> {
     let text: &Text = &house.text;
-    let (ids, resume_points, opening, dialect) = if arguments.raw {
-        (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
+    let (prompt, dialect) = if arguments.raw {
+        (Prompt::plain(text.encode(prompt).map_err(CliError::Prompt)?), Dialect::Raw)
     } else {
         let mut messages = Vec::new();
         messages.extend(arguments.system.as_ref().map(|system| Message::new(Role::System, system.clone())));
         messages.push(Message::new(Role::User, prompt));
         let thinking = if arguments.think { Thinking::On } else { Thinking::Default };
-        let rendered = text.render(&Chat { messages, thinking, ..Chat::default() }).map_err(CliError::Prompt)?;
-        (rendered.ids, rendered.resume_points, rendered.opening, Dialect::ChatWithoutTools)
+        let chat = Chat { messages, thinking, ..Chat::default() };
+        (text.render(&chat).map_err(CliError::Prompt)?, Dialect::ChatWithoutTools)
     };
     let handle = house.engine.handle();
-    let left = handle.limits().context.saturating_sub(ids.len()).max(1);
+    let left = handle.limits().context.saturating_sub(prompt.ids.len()).max(1);
     let (draw, seed) = scheduler::sampling(arguments.temperature, 1.0, arguments.seed);
-    let choice = Choice { seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) };
+    let choice = Choice { seed, stream: 0, gate: text.gate(prompt.opening, dialect, Rules::default()) };
     let job = Job {
-        resume_points,
+        resume_points: prompt.resume_points,
         draw,
         drafts: if live { Drafts::Every(1) } else { Drafts::Off },
-        ..Job::plain(ids, vec![choice], max_tokens.unwrap_or(left), house.sampler)
+        ..Job::plain(prompt.ids, vec![choice], max_tokens.unwrap_or(left), house.sampler)
     };
     let mut ticket = handle.submit(job)?;
     let reader = ticket.choices.pop().ok_or(CliError::EngineStopped)?;
-    Ok(Answer { reader, text: text.reader(opening, dialect, Rules::default()), signals })
+    Ok(Answer { reader, text: text.reader(prompt.opening, dialect, Rules::default()), signals })
 }
 
 /// What happened next to an answer.

@@ -113,7 +113,7 @@ pub struct ToolCall {
     pub arguments: Map<String, Value>,
 }
 
-/// A rendered and tokenised conversation.
+/// A rendered and tokenised conversation, or a plain text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// The tokens.
@@ -123,6 +123,13 @@ pub struct Prompt {
     pub resume_points: Vec<usize>,
     /// Where the answer begins.
     pub opening: Opening,
+}
+
+impl Prompt {
+    /// The tokens of a plain text, which the answer continues.
+    pub fn plain(ids: Vec<u32>) -> Prompt {
+        Prompt { ids, resume_points: Vec::new(), opening: Opening::Content }
+    }
 }
 
 /// The channel in which an answer starts.

@@ -9,7 +9,7 @@ use super::super::chunks::{self, ChunkDialect};
 use super::super::conversation::{aside, of_prompt};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
-use super::super::generation::{Encoded, Plan, start};
+use super::super::generation::{Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, wishes};
 use super::super::pump::{Answer, Commit, Finish, Said};
@@ -17,7 +17,7 @@ use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::super::wire::either::Prompt;
-use crate::prompt::{Dialect, Opening, StrictTools};
+use crate::prompt::{self, Dialect, StrictTools};
 
 /// Tokens of an answer unless a request says otherwise, as in the original API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -126,7 +126,7 @@ async fn encode(
     state: &AppState,
     prompts: Vec<OnePrompt>,
     echo: bool,
-) -> Result<(Vec<Encoded>, Option<Vec<String>>), ApiError> {
+) -> Result<(Vec<prompt::Prompt>, Option<Vec<String>>), ApiError> {
     let text = state.text().clone();
     let encoded = aside(move || {
         prompts
@@ -139,7 +139,7 @@ async fn encode(
                     }
                     OnePrompt::Text(shown) => (text.encode(&shown)?, shown),
                 };
-                Ok((Encoded { ids, resume_points: Vec::new(), opening: Opening::Content }, shown))
+                Ok((prompt::Prompt::plain(ids), shown))
             })
             .collect::<Result<Vec<_>, _>>()
     });

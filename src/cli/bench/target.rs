@@ -7,7 +7,7 @@ use super::http::{Http, HttpError};
 use crate::cli::CliError;
 use crate::cli::wire::House;
 use crate::diffusion::{Effort, Sampler};
-use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Role, Rules, Text};
+use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Prompt, Role, Rules, Text};
 use crate::scheduler::{Choice, Event, Handle, Job};
 
 /// What is asked once.
@@ -234,21 +234,19 @@ async fn in_process(handle: &Handle, text: &Text, sampler: Sampler, question: &Q
 
 /// The question as a job, and how its answer is to be read.
 fn job(text: &Text, sampler: Sampler, question: &Question) -> Result<(Job, Opening, Dialect), CliError> {
-    let (ids, resume_points, opening, dialect) = match &question.said {
+    let (prompt, dialect) = match &question.said {
         Said::Chat(messages) => {
             let messages = messages.iter().map(|(role, text)| Message::new(*role, text.clone())).collect();
-            let prompt = text.render(&Chat { messages, ..Chat::default() }).map_err(CliError::Prompt)?;
-            (prompt.ids, prompt.resume_points, prompt.opening, Dialect::ChatWithoutTools)
+            let chat = Chat { messages, ..Chat::default() };
+            (text.render(&chat).map_err(CliError::Prompt)?, Dialect::ChatWithoutTools)
         }
-        Said::Text(prompt) => {
-            (text.encode(prompt).map_err(CliError::Prompt)?, Vec::new(), Opening::Content, Dialect::Raw)
-        }
+        Said::Text(prompt) => (Prompt::plain(text.encode(prompt).map_err(CliError::Prompt)?), Dialect::Raw),
     };
     let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
     sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
-    let choice = Choice { seed: question.seed, stream: 0, gate: text.gate(opening, dialect, Rules::default()) };
-    let job = Job { resume_points, ..Job::plain(ids, vec![choice], question.max_tokens, sampler) };
-    Ok((job, opening, dialect))
+    let choice = Choice { seed: question.seed, stream: 0, gate: text.gate(prompt.opening, dialect, Rules::default()) };
+    let job = Job::plain(prompt.ids, vec![choice], question.max_tokens, sampler);
+    Ok((Job { resume_points: prompt.resume_points, ..job }, prompt.opening, dialect))
 }
 
 async fn over_http(http: &Http, model: &str, question: &Question) -> Result<Sample, CliError> {
