@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use crate::api::OpenDoor;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
+use crate::kernels::KernelError;
 use crate::model::LoadError;
+use crate::pass::{EngineError, SegmentError};
 use crate::prompt::PromptError;
 use crate::scheduler::{JobError, Refusal, StartError};
 use crate::telemetry::LogError;
@@ -91,8 +93,17 @@ pub enum CliError {
     #[error("the engine stopped after an internal error; the log above says why")]
     EngineStopped,
     /// A pass of the model failed outside of the scheduler.
-    #[error("the model failed: {0}")]
-    Pass(String),
+    #[error("the model failed")]
+    Pass(#[from] EngineError),
+    /// Of such a pass the part of one request failed.
+    #[error("the model failed on a request")]
+    Segment(#[from] SegmentError),
+    /// What this machine can do cannot be measured: the kernels do not run.
+    #[error("the kernels cannot be used")]
+    Kernels(#[from] KernelError),
+    /// A measurement found what it must not find, or could not be made.
+    #[error("{0}")]
+    Measurement(String),
     /// A read or write failed.
     #[error("{what}")]
     Io {
@@ -126,10 +137,18 @@ impl CliError {
         use CliError::*;
         match self {
             Config(_) | Log(_) | Usage(_) | Keys { .. } | OpenDoor(_) => 2,
-            Checkpoint(_) | Fetch(_) | Quantize(_) | Load { .. } | Text { .. } | Start(_) => 3,
+            Checkpoint(_) | Fetch(_) | Quantize(_) | Load { .. } | Text { .. } | Start(_) | Kernels(_) => 3,
             Resolve { .. } | Listen { .. } => 4,
             Interrupted => 130,
-            Prompt(_) | Refused(_) | Failed(_) | Pass(_) | EngineStopped | Io { .. } | Unhealthy { .. } => 1,
+            Prompt(_)
+            | Refused(_)
+            | Failed(_)
+            | Pass(_)
+            | Segment(_)
+            | Measurement(_)
+            | EngineStopped
+            | Io { .. }
+            | Unhealthy { .. } => 1,
         }
     }
 
@@ -158,5 +177,23 @@ impl CliError {
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn what_failed_is_said_once_and_keeps_its_cause() {
+        let pass = CliError::from(EngineError::Device("no more memory".into()));
+        assert_eq!((pass.to_string().as_str(), pass.exit_code()), ("the model failed", 1));
+        assert!(pass.source().is_some_and(|cause| cause.is::<EngineError>()));
+        let segment = CliError::from(SegmentError::NotFinite { row: 3 });
+        assert!(segment.source().is_some_and(|cause| cause.is::<SegmentError>()) && segment.exit_code() == 1);
+        let found = CliError::Measurement("memory has grown".into());
+        assert_eq!((found.to_string().as_str(), found.exit_code()), ("memory has grown", 1));
     }
 }

@@ -86,7 +86,7 @@ fn measure(checkpoint: &Checkpoint, positions: usize, requests: usize) -> Result
     let (passes, serving) = watched(|| step::measure(&mut model, &plan));
     passes?;
     let (Some(kept), Some(loading), Some(serving)) = (kept, loading, serving) else {
-        return Err(CliError::Usage("this system does not tell how much memory a process holds".to_owned()));
+        return Err(CliError::Measurement("this system does not tell how much memory a process holds".to_owned()));
     };
     let limits = model.limits();
     let row = |what: &str, planned: u64, taken: u64| format!("  {what:<28}{:>14}{:>14}\n", gib(planned), gib(taken));

@@ -167,7 +167,8 @@ impl Scene {
                 return Ok(from);
             }
             if stamps.len() > from + 100 * CALM {
-                return Err(CliError::Pass(format!("{RUNNING} requests never run together; is max_running below it?")));
+                let why = format!("{RUNNING} requests never run together; is max_running below it?");
+                return Err(CliError::Measurement(why));
             }
         }
     }

@@ -106,7 +106,7 @@ async fn ask(arguments: &Arguments, target: &Arc<Target>, most: usize) -> Result
 fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
     let threads = wire::threads(config);
     // Before the model takes memory: its threads are idle, and so is the memory.
-    let cpu = Cpu::new(threads, None).map_err(|error| CliError::Pass(error.to_string()))?;
+    let cpu = Cpu::new(threads, None)?;
     let (peak, path) = (cpu.peak(), cpu.path().name());
     drop(cpu);
     let begun = Instant::now();
@@ -197,7 +197,25 @@ where
         }
         let Some(ended) = running.join_next().await else { break };
         // A task that panicked has said so already; its result is missing, which must not pass as one.
-        results.push(ended.map_err(|error| CliError::Usage(format!("a measuring task ended early: {error}")))??);
+        results.push(ended.map_err(|error| CliError::Measurement(format!("a measuring task ended early: {error}")))??);
     }
     Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_ends_early_is_no_mistake_of_the_user() {
+        let ended = block_on(in_turn(2, 5, |number| async move {
+            assert_ne!(number, 3, "on purpose");
+            Ok(number)
+        }));
+        let error = ended.unwrap_err();
+        assert!(matches!(error, CliError::Measurement(_)) && error.exit_code() == 1, "{error}");
+        let mut all = block_on(in_turn(2, 5, |number| async move { Ok(number) })).unwrap();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 3, 4]);
+    }
 }

@@ -12,9 +12,7 @@ use crate::model::{DiffusionGemma, Operation, Splits};
 pub use memory::Memory;
 pub use report::StepReport;
 
-use crate::pass::{
-    Capacity, Conditioning, Denoiser, Draw, EngineError, Head, KvView, Limits, Output, PageId, Pass, Segment, SlotId,
-};
+use crate::pass::{Capacity, Conditioning, Denoiser, Draw, Head, KvView, Limits, PageId, Pass, Segment, SlotId};
 
 /// Rows of one encode chunk.
 const CHUNK: usize = 1024;
@@ -144,7 +142,7 @@ pub fn measure(model: &mut dyn Timed, plan: &Plan) -> Result<Findings, CliError>
         slots: most,
         rows: CHUNK.max(most * limits.canvas),
     };
-    model.reserve(capacity).map_err(failed)?;
+    model.reserve(capacity)?;
     let encoded = match encode {
         0 => None,
         tokens => {
@@ -236,19 +234,10 @@ fn denoise(
 
 fn run(model: &mut dyn Timed, pass: Pass) -> Result<Duration, CliError> {
     let begun = Instant::now();
-    let outputs = model.run(&pass).map_err(failed)?;
+    let outputs = model.run(&pass)?;
     let took = begun.elapsed();
-    for output in outputs {
-        match output {
-            Ok(Output::Encoded | Output::Denoised(_)) => {}
-            Err(error) => return Err(CliError::Pass(error.to_string())),
-        }
-    }
+    outputs.into_iter().try_for_each(|output| output.map(drop))?;
     Ok(took)
-}
-
-fn failed(error: EngineError) -> CliError {
-    CliError::Pass(error.to_string())
 }
 
 /// Token ids spread over the vocabulary, so that every expert gets its share.
@@ -287,6 +276,7 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pass::{EngineError, Output, SegmentError};
 
     fn limits() -> Limits {
         Limits {
@@ -321,7 +311,7 @@ mod tests {
             Ok(())
         }
 
-        fn run(&mut self, pass: &Pass) -> Result<Vec<Result<Output, crate::pass::SegmentError>>, EngineError> {
+        fn run(&mut self, pass: &Pass) -> Result<Vec<Result<Output, SegmentError>>, EngineError> {
             let (limits, capacity) = (self.limits.clone().unwrap(), self.capacity.unwrap());
             self.passes += 1;
             assert!(pass.segments.iter().map(Segment::rows).sum::<usize>() <= capacity.rows);
