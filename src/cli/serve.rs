@@ -16,6 +16,7 @@ use super::signals::Signals;
 use super::wire::{self, House};
 use crate::api::{self, ApiSettings, AppState, Keys, ModelCard};
 use crate::config::Config;
+use crate::model::Path as Instructions;
 use crate::scheduler::{Handle, State};
 use crate::telemetry;
 
@@ -100,7 +101,7 @@ async fn serve(
         id: house.name,
         aliases: config.model_aliases.clone(),
         sampler: house.sampler,
-        variant: variant(&config, house.digest),
+        variant: variant(&config, house.digest, house.path),
     };
     let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
     let bounds =
@@ -137,9 +138,9 @@ async fn serve(
 }
 
 /// Everything beside the build on which the text of a seed depends.
-fn variant(config: &Config, digest: u64) -> String {
+fn variant(config: &Config, digest: u64, path: Option<Instructions>) -> String {
     let Config { device, dtype, quantize, precision, kv_dtype, .. } = config;
-    let instructions = crate::kernels::cpu::Path::detect().name();
+    let instructions = path.map_or("none", Instructions::name);
     format!("{digest:016x} {device} {instructions} {dtype:?} {quantize:?} {precision:?} {kv_dtype:?}")
 }
 
@@ -217,6 +218,7 @@ fn greet(house: &House, config: &Config, keys: &Keys, address: SocketAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::InstructionPath;
 
     #[test]
     fn a_key_file_is_read_line_by_line() {
@@ -240,5 +242,15 @@ mod tests {
         let open = Config { allow_unauthenticated: true, ..at("0.0.0.0") };
         assert!(address(&open, &Keys::default()).is_ok());
         assert!(matches!(address(&at("no.such.host.invalid"), &Keys::default()), Err(CliError::Resolve { .. })));
+    }
+
+    #[test]
+    fn the_fingerprint_knows_the_instructions_that_compute() {
+        let variants = Instructions::ALL.map(|path| variant(&Config::default(), 1, Some(path)));
+        assert_eq!(variants.iter().collect::<std::collections::HashSet<_>>().len(), variants.len());
+        // What was asked for computes, not the best that the processor has.
+        let plain = Config { cpu_path: Some(InstructionPath::Portable), threads: Some(1), ..Config::default() };
+        let (model, _) = wire::load(&plain, 1).unwrap();
+        assert_eq!(model.path(), Some(Instructions::Portable));
     }
 }

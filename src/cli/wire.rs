@@ -30,6 +30,8 @@ pub struct House {
     pub digest: u64,
     /// How its checkpoint wants canvases denoised.
     pub sampler: Sampler,
+    /// The instructions that compute, as [`DiffusionGemma::path`] tells them.
+    pub path: Option<Path>,
     /// Threads that compute.
     pub threads: usize,
     /// What loading took.
@@ -42,10 +44,10 @@ pub fn open(config: &Config) -> Result<House, CliError> {
     let threads = threads(config);
     let (model, parts) = load(config, threads)?;
     let text = Text::new(parts.text).map_err(|source| CliError::Text { name: parts.name.clone(), source })?;
-    let settings = settings(config, model.limits());
+    let (path, settings) = (model.path(), settings(config, model.limits()));
     let engine = Engine::start(Box::new(model), settings)?;
     let Parts { name, digest, sampler, .. } = parts;
-    Ok(House { engine, text: Arc::new(text), name, digest, sampler, threads, took: begun.elapsed() })
+    Ok(House { engine, text: Arc::new(text), name, digest, sampler, path, threads, took: begun.elapsed() })
 }
 
 /// What of a checkpoint is left when its weights are loaded.
@@ -83,7 +85,7 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         dtype: config.dtype.map(dtype),
         threads,
         precision: precision(config.precision),
-        path: config.cpu_path.map(path),
+        path: instructions(config),
         kv: config.kv_dtype.map(kv_element),
     };
     check_memory(config, &checkpoint, &options)?;
@@ -150,13 +152,14 @@ fn dtype(format: NumberFormat) -> WeightType {
     }
 }
 
-fn path(path: InstructionPath) -> Path {
-    match path {
+/// The instructions that were asked for; `None` takes the best that the processor has.
+pub fn instructions(config: &Config) -> Option<Path> {
+    Some(match config.cpu_path? {
         InstructionPath::Portable => Path::Portable,
         InstructionPath::Avx2 => Path::Avx2,
         InstructionPath::Avx512 => Path::Avx512,
         InstructionPath::Amx => Path::Amx,
-    }
+    })
 }
 
 fn precision(precision: ProductPrecision) -> Precision {

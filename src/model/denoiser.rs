@@ -18,7 +18,7 @@ use super::options::LoadOptions;
 use super::plan::{Bounds, Plan};
 use super::vocab::{Request, Swept, VocabHead};
 use super::weights::Weights;
-use super::{KvElement, Precision};
+use super::{KvElement, Path, Precision};
 use crate::pass::{Capacity, Conditioning, Denoiser, EngineError, Limits, Output, Pass, Row, SegmentError};
 
 /// A loaded DiffusionGemma.
@@ -117,6 +117,11 @@ impl DiffusionGemma {
     /// The precision in use, which is exact where the processor lacks the instructions for another.
     pub fn precision(&self) -> Precision {
         self.backend.cpu.as_ref().map_or(Precision::Exact, |cpu| cpu.precision())
+    }
+
+    /// The kernels' instructions; `None` where candle's own operations compute.
+    pub fn path(&self) -> Option<Path> {
+        self.backend.cpu.as_ref().map(|cpu| cpu.path())
     }
 
     /// How keys and values are held.

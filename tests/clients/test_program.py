@@ -310,3 +310,24 @@ def test_bench_times_single_passes():
     steps = json.loads(run.stdout)["steps"]
     assert {(step["canvases"], step["prefix"]) for step in steps} == {(1, 0), (2, 0), (1, 100), (2, 100)}
     assert all(step["step_ms"] > 0 for step in steps)
+
+
+def one_step(**environment):
+    """The report of the least that `bench --step` can do."""
+    run = canvasd("bench", "--step", "--canvases", "1", "--prefix", "0", "--statistics", "flat", "--encode", "0",
+                  "--repeats", "1", "--json", environment=environment)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_bench_times_the_instructions_that_were_asked_for():
+    report = one_step(CANVASD_CPU_PATH="portable")
+    assert report["path"] == "portable" and report["precision"] == "exact"
+    assert report["peak"]["bf16_gflops"] is None and report["peak"]["bytes_gops"] is None
+
+
+def test_the_fingerprint_is_that_of_the_instructions(start, http):
+    portable = start(environment={"CANVASD_CPU_PATH": "portable"})
+    forced = httpx.get(portable.url + "/version").json()["system_fingerprint"]
+    free = http.get("/version").json()["system_fingerprint"]
+    assert (forced == free) == (one_step()["path"] == "portable")

@@ -21,7 +21,7 @@ use super::options::{configure, push};
 use super::signals::Signals;
 use super::{CliError, block_on, wire};
 use crate::config::Config;
-use crate::kernels::cpu::Cpu;
+use crate::kernels::cpu::{Cpu, Path};
 use crate::telemetry;
 pub use options::Arguments;
 use report::{Level, Report};
@@ -106,9 +106,7 @@ async fn ask(arguments: &Arguments, target: &Arc<Target>, most: usize) -> Result
 fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
     let threads = wire::threads(config);
     // Before the model takes memory: its threads are idle, and so is the memory.
-    let cpu = Cpu::new(threads, None)?;
-    let (peak, path) = (cpu.peak(), cpu.path().name());
-    drop(cpu);
+    let peak = Cpu::new(threads, wire::instructions(config))?.peak();
     let begun = Instant::now();
     let (mut model, parts) = wire::load(config, threads)?;
     let (load, loaded) = (begun.elapsed(), step::Memory::now());
@@ -123,7 +121,7 @@ fn steps(arguments: &Arguments, config: &Config) -> Result<(), CliError> {
     let report = step::StepReport {
         model: parts.name,
         threads,
-        path,
+        path: model.path().map_or("candle", Path::name),
         precision: model.precision(),
         kv: model.kv_element(),
         shape: parts.shape,

@@ -16,7 +16,7 @@ pub struct StepReport {
     pub model: String,
     /// Threads that computed.
     pub threads: usize,
-    /// The instruction path and how activations entered products.
+    /// The instructions that computed.
     pub path: &'static str,
     /// How activations entered products with quantised matrices.
     pub precision: Precision,
