@@ -156,6 +156,8 @@ def test_an_occupied_address(server):
     (["generate", ""], 2, "prompt"),
     (["generate", "hi", "--max-tokens", "0"], 2, "max-tokens"),
     (["inspect", "--measure", "--requests", "1000000000000"], 2, "--requests"),
+    (["bench", "--url", "http://127.0.0.1:1", "--quantize", "nonsense"], 2, "--quantize"),
+    (["bench", "--encode-rows", "256"], 2, "--intrude"),
     (["no-such-command"], 2, "no-such-command"),
 ])
 def test_wrong_command_lines(arguments, code, word):
