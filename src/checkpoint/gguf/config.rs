@@ -23,6 +23,18 @@ pub(crate) struct Keys<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// The layers' kinds, and the heads of each kind.
+struct Heads {
+    /// Of each layer, whether it slides.
+    kinds: Vec<bool>,
+    /// Key/value heads; `None` where there is no layer of the kind.
+    full_kv: Option<u64>,
+    sliding_kv: Option<u64>,
+    /// Numbers in a head.
+    full_size: u64,
+    sliding_size: u64,
+}
+
 impl Keys<'_> {
     /// Sees that the file holds this model, whole.
     pub(crate) fn check_architecture(&self) -> Result<(), CheckpointError> {
@@ -46,62 +58,7 @@ impl Keys<'_> {
 
     /// The file's config.json.
     pub(crate) fn config(&self) -> Result<Json, CheckpointError> {
-        let layers = self.needed("block_count")? as usize;
-        if layers == 0 || layers > 1 << 10 {
-            return Err(self.wrong("block_count", format!("{layers} layers")));
-        }
-        let kinds = self.layer_kinds(layers)?;
-        let kv = self.per_layer("attention.head_count_kv", layers)?;
-        let kv = kv.ok_or_else(|| self.wrong("attention.head_count_kv", "the key is missing"))?;
-        let full_kv = self.common(&kinds, &kv, false)?;
-        let sliding_kv = self.common(&kinds, &kv, true)?;
-        let full_head = self.head_size("")?;
-        let sliding_head = self.head_size("_swa")?;
-        let full_head = full_head.ok_or_else(|| self.wrong("attention.key_length", "the key is missing"))?;
-        let sliding_head = sliding_head.unwrap_or(full_head);
-        for key in ["attention.shared_kv_layers", "embedding_length_per_layer_input"] {
-            if self.model(key)?.is_some_and(|count| count != 0) {
-                return Err(self.wrong(key, "layers that share keys and per-layer inputs are not supported"));
-            }
-        }
-        if self.container.keys.get(&prefixed("attention.causal")).and_then(Value::whole) == Some(1) {
-            return Err(self.wrong("attention.causal", "a diffusion model's canvas is not causal"));
-        }
-        let mut text = json!({
-            "model_type": "diffusion_gemma_text",
-            "vocab_size": self.vocabulary()?,
-            "hidden_size": self.needed("embedding_length")?,
-            "intermediate_size": self.alike("feed_forward_length", layers)?,
-            "num_hidden_layers": layers,
-            "layer_types": kinds.iter().map(|&sliding| layer_type(sliding)).collect::<Vec<_>>(),
-            "num_attention_heads": self.alike("attention.head_count", layers)?,
-            "num_key_value_heads": sliding_kv.or(full_kv),
-            "num_global_key_value_heads": full_kv.or(sliding_kv),
-            "head_dim": sliding_head,
-            "global_head_dim": full_head,
-            "sliding_window": self.needed("attention.sliding_window")?,
-            "max_position_embeddings": self.needed("context_length")?,
-            "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
-            "hidden_activation": "gelu_pytorch_tanh",
-            "final_logit_softcapping": self.float("final_logit_softcapping")?.unwrap_or(30.0),
-            "rope_parameters": {
-                "sliding_attention": {
-                    "rope_type": "default",
-                    "rope_theta": self.float("rope.freq_base_swa")?.unwrap_or(1e4),
-                },
-                "full_attention": {
-                    "rope_type": "proportional",
-                    "rope_theta": self.float("rope.freq_base")?.unwrap_or(1e6),
-                    "partial_rotary_factor": self.rotating_share(full_head)?,
-                },
-            },
-            "tie_word_embeddings": true,
-        });
-        if let Some(experts) = self.model("expert_count")?.filter(|&count| count > 0) {
-            text["num_experts"] = experts.into();
-            text["top_k_experts"] = self.needed("expert_used_count")?.into();
-            text["moe_intermediate_size"] = self.needed("expert_feed_forward_length")?.into();
-        }
+        let text = self.text_section()?;
         let canvas = self.whole("diffusion.canvas_length")?.filter(|&canvas| canvas > 0);
         let canvas =
             canvas.ok_or_else(|| self.container.wrong("diffusion.canvas_length", "it must be there and above 0"))?;
@@ -111,6 +68,82 @@ impl Keys<'_> {
             "canvas_length": canvas,
             "tie_word_embeddings": true,
             "text_config": text,
+        }))
+    }
+
+    /// Its section on the text part.
+    fn text_section(&self) -> Result<Json, CheckpointError> {
+        let layers = self.needed("block_count")? as usize;
+        if layers == 0 || layers > 1 << 10 {
+            return Err(self.wrong("block_count", format!("{layers} layers")));
+        }
+        let heads = self.heads(layers)?;
+        self.check_features()?;
+        let mut text = json!({
+            "model_type": "diffusion_gemma_text",
+            "vocab_size": self.vocabulary()?,
+            "hidden_size": self.needed("embedding_length")?,
+            "intermediate_size": self.alike("feed_forward_length", layers)?,
+            "num_hidden_layers": layers,
+            "layer_types": heads.kinds.iter().map(|&sliding| layer_type(sliding)).collect::<Vec<_>>(),
+            "num_attention_heads": self.alike("attention.head_count", layers)?,
+            "num_key_value_heads": heads.sliding_kv.or(heads.full_kv),
+            "num_global_key_value_heads": heads.full_kv.or(heads.sliding_kv),
+            "head_dim": heads.sliding_size,
+            "global_head_dim": heads.full_size,
+            "sliding_window": self.needed("attention.sliding_window")?,
+            "max_position_embeddings": self.needed("context_length")?,
+            "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
+            "hidden_activation": "gelu_pytorch_tanh",
+            "final_logit_softcapping": self.float("final_logit_softcapping")?.unwrap_or(30.0),
+            "rope_parameters": self.rope_section(heads.full_size)?,
+            "tie_word_embeddings": true,
+        });
+        if let Some(experts) = self.model("expert_count")?.filter(|&count| count > 0) {
+            text["num_experts"] = experts.into();
+            text["top_k_experts"] = self.needed("expert_used_count")?.into();
+            text["moe_intermediate_size"] = self.needed("expert_feed_forward_length")?.into();
+        }
+        Ok(text)
+    }
+
+    /// The kinds of layers and their heads.
+    fn heads(&self, layers: usize) -> Result<Heads, CheckpointError> {
+        let kinds = self.layer_kinds(layers)?;
+        let kv = self.per_layer("attention.head_count_kv", layers)?;
+        let kv = kv.ok_or_else(|| self.wrong("attention.head_count_kv", "the key is missing"))?;
+        let (full_kv, sliding_kv) = (self.common(&kinds, &kv, false)?, self.common(&kinds, &kv, true)?);
+        let (full_size, sliding_size) = (self.head_size("")?, self.head_size("_swa")?);
+        let full_size = full_size.ok_or_else(|| self.wrong("attention.key_length", "the key is missing"))?;
+        let sliding_size = sliding_size.unwrap_or(full_size);
+        Ok(Heads { kinds, full_kv, sliding_kv, full_size, sliding_size })
+    }
+
+    /// Refuses what other models of the family have, and this one's attention does not do.
+    fn check_features(&self) -> Result<(), CheckpointError> {
+        for key in ["attention.shared_kv_layers", "embedding_length_per_layer_input"] {
+            if self.model(key)?.is_some_and(|count| count != 0) {
+                return Err(self.wrong(key, "layers that share keys and per-layer inputs are not supported"));
+            }
+        }
+        if self.container.keys.get(&prefixed("attention.causal")).and_then(Value::whole) == Some(1) {
+            return Err(self.wrong("attention.causal", "a diffusion model's canvas is not causal"));
+        }
+        Ok(())
+    }
+
+    /// How positions turn the heads; `head` is the size of a global one.
+    fn rope_section(&self, head: u64) -> Result<Json, CheckpointError> {
+        Ok(json!({
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": self.float("rope.freq_base_swa")?.unwrap_or(1e4),
+            },
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": self.float("rope.freq_base")?.unwrap_or(1e6),
+                "partial_rotary_factor": self.rotating_share(head)?,
+            },
         }))
     }
 
