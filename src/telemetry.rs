@@ -30,7 +30,12 @@ pub enum LogError {
 pub fn start(directives: &str, format: LogFormat) -> Result<(), LogError> {
     let filter = EnvFilter::try_new(directives)
         .map_err(|source| LogError::Directives { directives: directives.into(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A line that cannot be written would be reported on the same standard error, and that by a macro that panics:
+        // with a full disk behind the log every request would die of its own log line.
+        .log_internal_errors(false);
     let started = match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

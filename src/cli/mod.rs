@@ -19,7 +19,8 @@ mod signals;
 mod wire;
 
 use std::error::Error;
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -119,7 +120,7 @@ fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -
         done.unwrap_or_else(|_| {
             if std::io::stderr().is_terminal() {
                 // The cursor may stand behind a bar of progress.
-                eprintln!();
+                tell("");
             }
             Err(CliError::Interrupted)
         })
@@ -128,19 +129,24 @@ fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -
 
 /// Prints an error, its causes, and what to do next.
 fn report(error: &CliError) {
-    eprintln!("canvasd: {error}");
+    tell(format_args!("canvasd: {error}"));
     let mut cause = error.source();
     let mut last = error.to_string();
     while let Some(inner) = cause {
         let text = inner.to_string();
         // Some errors repeat their cause in their own words; once is enough.
         if !last.contains(&text) {
-            eprintln!("  because: {text}");
+            tell(format_args!("  because: {text}"));
         }
         last = text;
         cause = inner.source();
     }
     if let Some(advice) = error.advice() {
-        eprintln!("  {advice}");
+        tell(format_args!("  {advice}"));
     }
+}
+
+/// Writes a line to standard error, if it can be written: the exit code and the work matter more.
+fn tell(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

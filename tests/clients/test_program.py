@@ -128,6 +128,33 @@ def test_nobody_need_read_the_first_lines():
     assert answered and process.returncode == 0, log
 
 
+@pytest.mark.parametrize("log", ["a full disk", "a reader that has gone"])
+def test_a_log_that_cannot_be_written_harms_nobody(log):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    if log == "a full disk":
+        writer = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+    process = subprocess.Popen([BINARY, "serve", "--port", str(port), "--log", "trace"], stdout=writer, stderr=writer)
+    os.close(writer)
+    answers = []
+    while process.poll() is None and len(answers) < 3:
+        try:
+            answers.append(httpx.get(f"http://127.0.0.1:{port}/health").status_code)
+        except httpx.ConnectError:
+            time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 0 and answers == [200] * 3
+
+
+def test_an_error_that_cannot_be_written_keeps_its_exit_code():
+    with open("/dev/full", "w") as full:
+        refused = subprocess.run([BINARY, "serve", "--threads", "0"], stdout=full, stderr=full, timeout=60)
+    assert refused.returncode == 2
+
+
 def test_it_refuses_to_be_open_to_everybody():
     refused = canvasd("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::options::{configure, push};
 use super::signals::Signals;
-use super::{CliError, block_on, wire};
+use super::{CliError, block_on, tell, wire};
 use crate::config::Config;
 use crate::kernels::cpu::{Cpu, Path};
 use crate::telemetry;
@@ -152,7 +152,7 @@ async fn sweep(arguments: &Arguments, target: &Arc<Target>) -> Result<Report, Cl
     for &concurrency in &arguments.concurrency {
         levels.push(level(arguments, target, concurrency).await?);
         if !arguments.json {
-            eprintln!("{concurrency} requests at once: done");
+            tell(format_args!("{concurrency} requests at once: done"));
         }
     }
     Ok(Report { model: target.model().to_owned(), place: target.place().to_owned(), levels })

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use super::target::{Levels, Question, Target};
 use super::{PROMPTS, in_turn};
-use crate::cli::CliError;
+use crate::cli::{CliError, tell};
 
 /// Readings of the memory over the whole run.
 const READINGS: usize = 20;
@@ -78,7 +78,7 @@ pub async fn run(plan: &Plan, target: &Arc<Target>) -> Result<Soak, CliError> {
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             if done.is_multiple_of(every) {
                 let Levels { resident, kept, .. } = target.levels().await?;
-                eprintln!("{done} of {} done, {:.1} MiB resident", plan.requests, mebi(resident));
+                tell(format_args!("{done} of {} done, {:.1} MiB resident", plan.requests, mebi(resident)));
                 readings.lock().await.push(Reading { done, resident, kept });
             }
             Ok(end)
