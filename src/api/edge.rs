@@ -1,7 +1,8 @@
 //! What happens to every request and response, whatever the endpoint: ids, timing, keys, and the envelope for those
 //! errors that the HTTP framework makes by itself.
 
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -21,28 +22,88 @@ const VERSION: HeaderName = HeaderName::from_static("openai-version");
 /// Longest request id of a client that is echoed.
 const LONGEST_ID: usize = 128;
 
+/// Stands in counts and log for the status of an answer that its client did not wait for; never sent.
+const LEFT: u16 = 499;
+
 /// Gives the request an id, takes the time until the response's head, counts and logs it.
 pub(crate) async fn observe(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let id = request_id(request.headers());
-    let method = known_method(request.method());
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let visit = Visit::begin(state, &request);
+    let id = visit.id.clone();
     let mut response = next.run(request).await;
-    let took = start.elapsed();
-    state.meters().answered(method, &route, response.status().as_u16(), took);
-    tracing::info!(
-        id = id.to_str().unwrap_or_default(),
-        method,
-        route,
-        status = response.status().as_u16(),
-        ms = took.as_millis() as u64,
-        "answered"
-    );
+    let took = visit.answered(response.status());
+    if let Some(asker) = response.extensions_mut().remove::<Asker>() {
+        asker.is(&id);
+    }
     let headers = response.headers_mut();
     headers.insert(PROCESSING, HeaderValue::from(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));
     headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));
     headers.insert(REQUEST_ID, id);
     response
+}
+
+/// A request on its way to the head of its answer. One that is dropped before, mostly because its client has hung up, is
+/// counted and logged all the same.
+struct Visit {
+    state: AppState,
+    id: HeaderValue,
+    method: &'static str,
+    route: String,
+    start: Instant,
+    status: Option<StatusCode>,
+}
+
+impl Visit {
+    fn begin(state: AppState, request: &Request) -> Visit {
+        Visit {
+            state,
+            id: request_id(request.headers()),
+            method: known_method(request.method()),
+            route: request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned(),
+            start: Instant::now(),
+            status: None,
+        }
+    }
+
+    /// The head is there, after the time returned.
+    fn answered(mut self, status: StatusCode) -> Duration {
+        self.status = Some(status);
+        self.start.elapsed()
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let Visit { state, id, method, route, start, status } = &*self;
+        let (id, method, took) = (id.to_str().unwrap_or_default(), *method, start.elapsed());
+        let ms = took.as_millis() as u64;
+        match status.map(|status| status.as_u16()) {
+            Some(status) => {
+                state.meters().answered(method, route, status, took);
+                tracing::info!(id, method, route, status, ms, "answered");
+            }
+            None => {
+                state.meters().left(method, route, LEFT);
+                tracing::info!(id, method, route, status = LEFT, ms, "the connection ended before the answer");
+            }
+        }
+    }
+}
+
+/// Whose answer a stream is, for the log line of one that breaks off. A stream's maker puts it into the response's
+/// extensions, where [`observe`] finds it: only there is the id known, and only with the body is it known how it ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asker(Arc<OnceLock<HeaderValue>>);
+
+impl Asker {
+    fn is(&self, id: &HeaderValue) {
+        // Nobody but `observe` says it, and that once.
+        let _ = self.0.set(id.clone());
+    }
+
+    /// The request's id.
+    pub(crate) fn id(&self) -> &str {
+        self.0.get().and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
 }
 
 /// The client's id if it is short and plain, otherwise a new one.

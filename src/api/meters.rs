@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Upper bounds of the duration histogram, seconds.
@@ -25,6 +25,12 @@ struct Histogram {
     seconds: f64,
 }
 
+impl Counts {
+    fn request(&mut self, method: &'static str, route: &str, status: u16) {
+        *self.requests.entry((method, route.to_owned(), status)).or_default() += 1;
+    }
+}
+
 impl Meters {
     pub(crate) fn new() -> Meters {
         Meters(Mutex::new(Counts::default()))
@@ -32,9 +38,8 @@ impl Meters {
 
     /// Counts one answered request. `route` is a route's pattern, never a client's path, so that there are few of them.
     pub(crate) fn answered(&self, method: &'static str, route: &str, status: u16, took: Duration) {
-        // A panic while counting can at worst lose a count.
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.requests.entry((method, route.to_owned(), status)).or_default() += 1;
+        let mut counts = self.counts();
+        counts.request(method, route, status);
         let histogram = counts.durations.entry(route.to_owned()).or_default();
         let seconds = took.as_secs_f64();
         histogram.count += 1;
@@ -44,9 +49,19 @@ impl Meters {
         }
     }
 
+    /// Counts one whose client left before the head, and so has no time until it.
+    pub(crate) fn left(&self, method: &'static str, route: &str, status: u16) {
+        self.counts().request(method, route, status);
+    }
+
+    /// A panic while counting can at worst lose a count.
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The counts as text.
     pub(crate) fn render(&self) -> String {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.counts();
         let mut text =
             String::from("# HELP canvasd_http_requests Requests answered.\n# TYPE canvasd_http_requests counter\n");
         // Writing to a string cannot fail.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
 
+use super::edge::Asker;
 use super::error::ApiError;
 use super::pump::{Beat, Pump};
 use super::wire::usage::Usage;
@@ -55,8 +56,10 @@ pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Durat
         pump: Option<Pump>,
         dialect: D,
         ready: VecDeque<Event>,
+        asker: Asker,
     }
-    let mut driver = Driver { pump: Some(pump), dialect, ready: VecDeque::new() };
+    let asker = Asker::default();
+    let mut driver = Driver { pump: Some(pump), dialect, ready: VecDeque::new(), asker: asker.clone() };
     driver.ready.extend(driver.dialect.open());
     let events = stream::unfold(driver, |mut driver| async move {
         loop {
@@ -67,6 +70,8 @@ pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Durat
             let events = match pump.next().await {
                 Some((_, Beat::Failed(error))) => {
                     driver.pump = None;
+                    // The line of the head has said 200.
+                    tracing::warn!(id = driver.asker.id(), "the stream broke off: {error}");
                     driver.dialect.fail(&error)
                 }
                 Some((choice, beat)) => driver.dialect.beat(choice, beat),
@@ -81,6 +86,7 @@ pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Durat
     });
     let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    response.extensions_mut().insert(asker);
     response.headers_mut().insert(NO_BUFFERING, HeaderValue::from_static("no"));
     response
 }

@@ -180,9 +180,19 @@ impl Core {
             JobError::ShutDown => Outcome::ShutDown,
             JobError::Stalled => Outcome::Stalled,
         };
-        tracing::debug!(%error, "a choice failed");
+        self.log_failure(&lane, &error);
         lane.outlet.fail(error);
         self.close_family(&lane, id, Some(outcome));
+    }
+
+    /// The model's failures are for whoever operates it, once for each job: its choices fail together, for one reason.
+    fn log_failure(&self, lane: &Lane, error: &JobError) {
+        let told = self.families.get(&lane.family).is_some_and(|family| family.outcome == Outcome::Failed);
+        let (prompt_tokens, canvas) = (lane.common.prompt.len(), lane.usage.canvases);
+        match error {
+            JobError::Model(_) if !told => tracing::error!(prompt_tokens, canvas, "a request failed: {error}"),
+            _ => tracing::debug!(prompt_tokens, canvas, "a choice failed: {error}"),
+        }
     }
 
     /// Ends a choice whose reader is gone.

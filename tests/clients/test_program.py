@@ -104,6 +104,17 @@ def test_without_grace_running_answers_are_told(start, model):
     assert server.process.wait(30) == 0
 
 
+def test_a_client_that_hangs_up_is_in_the_log(start):
+    server = start(environment={"CANVASD_MAX_RUNNING": "1"})
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + "/v1/chat/completions", json={"messages": STORY, "n": 64},
+                   headers={"x-request-id": "gone-1"}, timeout=httpx.Timeout(30, read=0.2))
+    until = time.monotonic() + 30
+    while not any("gone-1" in line and "status=499" in line for line in server.log):
+        assert time.monotonic() < until, server.log
+        time.sleep(0.05)
+
+
 def test_ctrl_c_stops_it_too(start):
     server = start()
     server.process.send_signal(signal.SIGINT)

@@ -8,6 +8,7 @@ use canvasd::api::{ApiSettings, Keys};
 use canvasd::scheduler::Settings;
 use serde_json::json;
 
+use super::log::catch;
 use super::support::{App, Reply, chat_body};
 
 fn app(settings: ApiSettings) -> App {
@@ -85,6 +86,28 @@ async fn every_answer_has_its_id_and_time() {
     }
     let reply = app.post("/v1/chat/completions", &chat_body("hello", json!({"stream": true}))).await;
     assert!(reply.headers.contains_key("x-request-id") && reply.headers["cache-control"] == "no-cache");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_is_counted_and_logged() {
+    let app = app(ApiSettings::default());
+    let caught = catch();
+    let request = Request::post("/v1/chat/completions")
+        .header("content-type", "application/json")
+        .header("x-request-id", "mine-43")
+        .body(Body::from(chat_body("babble", json!({"max_tokens": 400})).to_string()));
+    let asked = app.send(request.unwrap());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(20), asked).await.is_err(),
+        "too fast an answer to leave before"
+    );
+    let told = caught.with("mine-43");
+    assert!(told.len() == 1 && told[0].contains("status=499") && told[0].contains("ended before"), "{told:?}");
+    let metrics = get(&app, "/metrics", &[]).await.body;
+    let count = "canvasd_http_requests_total{method=\"POST\",route=\"/v1/chat/completions\",status=\"499\"} 1\n";
+    assert!(metrics.contains(count), "{metrics}");
+    let head = "canvasd_http_head_seconds_count{route=\"/v1/chat/completions\"}";
+    assert!(!metrics.contains(head), "there was no head: {metrics}");
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@ mod document;
 mod errors;
 mod fuzz;
 mod guard;
+#[path = "../support/log.rs"]
+mod log;
 mod parrot;
 mod responses;
 mod shapes;

@@ -6,6 +6,7 @@ use canvasd::api::ApiSettings;
 use canvasd::scheduler::Settings;
 use serde_json::{Value, json};
 
+use super::log::catch;
 use super::support::{App, STORY, chat_body, hear};
 
 async fn stream(app: &App, message: &str, fields: Value) -> Vec<Value> {
@@ -199,6 +200,28 @@ async fn an_error_in_the_middle_ends_the_stream() {
     assert_eq!(app.chat("fail", json!({})).await.refused(500)["code"], "model_failed");
     // The server goes on.
     app.chat("hello", json!({})).await.ok();
+}
+
+/// Its head was answered and logged with 200.
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_logged_with_its_id() {
+    let app = App::new();
+    let caught = catch();
+    for (path, body) in [
+        ("/v1/chat/completions", chat_body("crash", json!({"stream": true}))),
+        ("/v1/completions", json!({"prompt": "crash", "max_tokens": 40, "stream": true})),
+        ("/v1/responses", json!({"input": "crash", "stream": true})),
+    ] {
+        let reply = app.post(path, &body).await;
+        let id = reply.headers["x-request-id"].to_str().unwrap();
+        let told = caught.with(id);
+        assert_eq!(told.len(), 2, "the head and the end: {told:?}");
+        assert!(told[0].contains("INFO") && told[0].contains("status=200"), "{told:?}");
+        assert!(told[1].contains("WARN") && told[1].contains("broke off: the model failed: "), "{told:?}");
+    }
+    // One that is complete has nothing to add.
+    let reply = app.post("/v1/chat/completions", &chat_body("hello", json!({"stream": true}))).await;
+    assert_eq!(caught.with(reply.headers["x-request-id"].to_str().unwrap()).len(), 1);
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/log.rs"]
+mod log;
+
 mod budgets;
 mod cache;
 mod engine;

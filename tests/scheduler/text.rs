@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use canvasd::scheduler::{CommitGate, Drafts, FinishReason, JobError, Penalties, Phase, Refusal, Verdict};
+use canvasd::scheduler::{CommitGate, Drafts, FinishReason, Job, JobError, Penalties, Phase, Refusal, Verdict};
 
+use crate::log::catch;
 use crate::support::{Fault, Scripted, limits};
 use crate::world::*;
 
@@ -281,6 +282,29 @@ fn a_failing_pass_fails_those_in_it_and_the_next_ones_run() {
     let mut good = world.submit(job(&prompt(6, 5), 24, 5)).expect("taken");
     world.finish();
     assert_eq!(stories(&mut good)[0].tokens(), alone(job(&prompt(6, 5), 24, 5))[0].tokens());
+}
+
+/// Those who operate the server learn what the client was told, without a line for each of its choices.
+#[test]
+fn a_failure_of_the_model_is_logged_once_for_each_request() {
+    let mut world = World::of(Scripted::new(limits()).with_faults(|_| Fault::Pass), settings());
+    let caught = catch();
+    let mut one = world.submit(job(&prompt(6, 5), 40, 5)).expect("taken");
+    let mut three = world.submit(jobs(&prompt(7, 6), 40, 5, 3, 0)).expect("taken");
+    world.finish();
+    for story in stories(&mut one).iter().chain(&stories(&mut three)) {
+        assert!(matches!(story.error(), JobError::Model(_)));
+    }
+    let told = caught.with("ERROR");
+    assert_eq!(told.len(), 2, "{told:?}");
+    for (line, tokens) in told.iter().zip([6, 7]) {
+        assert!(line.contains("the model failed: ") && line.contains(&format!("prompt_tokens={tokens}")), "{line}");
+    }
+    // What is no failure of the model is the client's affair.
+    let mut late = world.submit(Job { timeout: Some(Duration::ZERO), ..job(&prompt(6, 5), 40, 5) }).expect("taken");
+    world.finish();
+    assert_eq!(stories(&mut late)[0].error(), JobError::DeadlineExceeded);
+    assert_eq!(caught.with("ERROR").len(), 2);
 }
 
 #[test]
