@@ -168,7 +168,7 @@ impl Core {
         }
         let Some(slot) = self.slots.pop() else { return Fit::Short };
         let lane = self.lane_mut(id);
-        lane.begin();
+        let first = lane.begin();
         let settled = holding.view.len == lane.ids.len();
         lane.stay = Some(Stay {
             slot,
@@ -182,7 +182,20 @@ impl Core {
             depends: None,
         });
         self.enter(id, cached);
+        if first {
+            self.pace_choices(id);
+        }
         Fit::Admitted
+    }
+
+    /// Takes a choice's first admission into the estimate of how fast choices leave the queue, if this one waited since
+    /// the one before.
+    fn pace_choices(&mut self, id: LaneId) {
+        let submitted = self.lane(id).common.submitted;
+        if let Some(last) = self.last_choice.filter(|&last| last >= submitted) {
+            self.front.choice_pace().note(self.now.saturating_duration_since(last));
+        }
+        self.last_choice = Some(self.now);
     }
 
     /// Moves an admitted choice from the queue to the running ones.

@@ -57,7 +57,9 @@ pub struct Core {
     /// Lanes whose readers are behind.
     pub(super) paused: BTreeSet<LaneId>,
     pub(super) head: Head,
+    /// When a request, and when a choice of any request, was last admitted for the first time.
     pub(super) last_admission: Option<Instant>,
+    pub(super) last_choice: Option<Instant>,
     cancellations: usize,
     pub(super) now: Instant,
     pub(super) pass: Pass,
@@ -88,6 +90,7 @@ impl Core {
             paused: BTreeSet::new(),
             head: Head::default(),
             last_admission: None,
+            last_choice: None,
             cancellations: 0,
             now,
             pass: Pass::default(),

@@ -138,6 +138,25 @@ impl Bell {
     }
 }
 
+/// Mean time between two admissions while somebody waits, in microseconds; 0 while unknown.
+#[derive(Debug, Default)]
+pub(super) struct Pace(AtomicU64);
+
+impl Pace {
+    /// Takes in the time between an admission and the one before.
+    pub(super) fn note(&self, interval: Duration) {
+        let new = interval.as_micros().min(u128::from(u32::MAX)) as u64;
+        let mean = self.0.load(Ordering::Relaxed);
+        let mean = if mean == 0 { new } else { (7 * mean + new) / 8 };
+        self.0.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    /// How long so many admissions take; no time while nothing is known.
+    fn time_for(&self, admissions: usize) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed).saturating_mul(admissions as u64))
+    }
+}
+
 /// The callers' side of the engine.
 pub struct Front {
     budget: Budget,
@@ -148,8 +167,9 @@ pub struct Front {
     queued: AtomicUsize,
     /// Choices that have not been admitted: those of these requests, and further ones of admitted requests.
     queued_choices: Arc<AtomicUsize>,
-    /// Mean time between two admissions while requests wait, in microseconds; 0 while unknown.
-    admission_micros: AtomicU64,
+    /// How fast requests leave the queue, and how fast choices do.
+    request_pace: Pace,
+    choice_pace: Pace,
     state: watch::Sender<State>,
     metrics: Metrics,
 }
@@ -164,7 +184,8 @@ impl Front {
             bell: Arc::default(),
             queued: AtomicUsize::new(0),
             queued_choices: Arc::default(),
-            admission_micros: AtomicU64::new(0),
+            request_pace: Pace::default(),
+            choice_pace: Pace::default(),
             state: watch::Sender::new(State::Ready),
             metrics,
         }
@@ -185,7 +206,7 @@ impl Front {
 
     /// Metrics as OpenMetrics text.
     pub(super) fn metrics_text(&self) -> String {
-        self.metrics.waiting(self.queued());
+        self.metrics.waiting(self.queued(), self.queued_choices());
         self.metrics.text()
     }
 
@@ -223,11 +244,17 @@ impl Front {
     pub(super) fn left_queue(&self, interval: Option<Duration>) {
         self.queued.fetch_sub(1, Ordering::AcqRel);
         if let Some(interval) = interval {
-            let new = interval.as_micros().min(u128::from(u32::MAX)) as u64;
-            let mean = self.admission_micros.load(Ordering::Relaxed);
-            let mean = if mean == 0 { new } else { (7 * mean + new) / 8 };
-            self.admission_micros.store(mean.max(1), Ordering::Relaxed);
+            self.request_pace.note(interval);
         }
+    }
+
+    pub(super) fn choice_pace(&self) -> &Pace {
+        &self.choice_pace
+    }
+
+    /// Choices that may wait when another request is taken.
+    fn most_choices(&self) -> usize {
+        self.queue.saturating_mul(CHOICES_PER_REQUEST)
     }
 
     /// Checks a job and takes it into the queue. Never blocks.
@@ -250,12 +277,11 @@ impl Front {
             State::Stopped => return Err(Refusal::Stopped),
         }
         check(&job, &self.budget.limits)?;
-        let bound = self.queue;
         let choices = self.queued_choices();
-        let room = choices < bound.saturating_mul(CHOICES_PER_REQUEST);
-        let place = |queued| (room && queued < bound).then_some(queued + 1);
+        let room = choices < self.most_choices();
+        let place = |queued| (room && queued < self.queue).then_some(queued + 1);
         if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
-            return Err(Refusal::QueueFull { queued, choices, retry_after: self.retry_after() });
+            return Err(Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) });
         }
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();
@@ -276,15 +302,17 @@ impl Front {
         Ok(())
     }
 
-    /// About when a place in the queue will be free: when a tenth of those who wait now have been admitted, at the
-    /// rate of late. One second while nothing is known.
-    fn retry_after(&self) -> Duration {
-        let mean = self.admission_micros.load(Ordering::Relaxed);
-        if mean == 0 {
-            return Duration::from_secs(1);
+    /// About when a place in the queue will be free, in whole seconds: when a tenth of those who wait beyond a bound have
+    /// been admitted, at the rate of late; of choices, when they are below theirs again. One second while nothing is known.
+    fn retry_after(&self, queued: usize, choices: usize) -> Duration {
+        let mut wait = Duration::ZERO;
+        if queued >= self.queue {
+            wait = self.request_pace.time_for(queued.div_ceil(10));
         }
-        let waiting = self.queued().div_ceil(10) as u64;
-        Duration::from_micros(mean.saturating_mul(waiting)).clamp(Duration::from_secs(1), Duration::from_secs(600))
+        if let Some(beyond) = choices.checked_sub(self.most_choices()) {
+            wait = wait.max(self.choice_pace.time_for(choices.div_ceil(10).max(beyond + 1)));
+        }
+        Duration::from_secs((wait.as_secs_f64().ceil() as u64).clamp(1, 600))
     }
 }
 

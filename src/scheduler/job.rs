@@ -216,13 +216,13 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The queue is at its bound; try again later.
-    #[error("the queue is full ({queued} requests, {choices} choices wait); try again in about {} s", retry_after.as_secs().max(1))]
+    #[error("the queue is full ({queued} requests, {choices} choices wait); try again in about {} s", retry_after.as_secs())]
     QueueFull {
         /// Requests waiting.
         queued: usize,
         /// Choices waiting, those of admitted requests too.
         choices: usize,
-        /// Estimated time until a place is free.
+        /// Estimated time until a place is free, in whole seconds and at least one: what every client is told.
         retry_after: Duration,
     },
     /// It can never fit.

@@ -183,11 +183,13 @@ impl Lane {
         }
     }
 
-    /// Leaves the queue when the choice is admitted for the first time, and makes its canvas.
-    pub(super) fn begin(&mut self) {
-        if self.place.take().is_some() {
+    /// Leaves the queue when the choice is admitted for the first time, and makes its canvas; whether it was that.
+    pub(super) fn begin(&mut self) -> bool {
+        let first = self.place.take().is_some();
+        if first {
             self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
         }
+        first
     }
 
     /// Whether another canvas may follow the current one.

@@ -117,6 +117,7 @@ pub(super) struct Metrics {
     requests: Family<ByOutcome, Counter>,
     queue_wait: Histogram,
     waiting: Gauge,
+    choices_waiting: Gauge,
     running: Gauge,
     passes: Counter,
     pass_seconds: Histogram,
@@ -164,6 +165,7 @@ impl Metrics {
             requests: Family::default(),
             queue_wait: seconds(),
             waiting: Gauge::default(),
+            choices_waiting: Gauge::default(),
             running: Gauge::default(),
             passes: Counter::default(),
             pass_seconds: seconds(),
@@ -210,6 +212,7 @@ impl Metrics {
         r.register("canvasd_requests", "Requests by outcome", self.requests.clone());
         r.register("canvasd_queue_wait_seconds", "Time from submission to admission", self.queue_wait.clone());
         r.register("canvasd_requests_waiting", "Requests waiting for admission", self.waiting.clone());
+        r.register("canvasd_choices_waiting", "Choices not yet admitted, of any request", self.choices_waiting.clone());
         r.register("canvasd_choices_running", "Choices that hold a slot", self.running.clone());
         r.register("canvasd_passes", "Passes of the model", self.passes.clone());
         r.register("canvasd_pass_duration_seconds", "Duration of a pass", self.pass_seconds.clone());
@@ -232,7 +235,7 @@ impl Metrics {
         r.register("canvasd_cancellations", "Choices cancelled by their readers", self.cancellations.clone());
         r.register("canvasd_set_backs", "Choices set back for want of memory", self.set_backs.clone());
         r.register("process_resident_memory_bytes", "Resident memory of the process", self.resident.clone());
-        r.register("vllm:num_requests_waiting", "Alias of canvasd_requests_waiting", self.vllm_waiting.clone());
+        r.register("vllm:num_requests_waiting", "Alias of canvasd_choices_waiting", self.vllm_waiting.clone());
         r.register("vllm:num_requests_running", "Alias of canvasd_choices_running", self.vllm_running.clone());
         r.register("vllm:kv_cache_usage_perc", "Share of key/value memory in use, 0 to 1", self.vllm_usage.clone());
         let config: Family<CacheConfig, Gauge> = Family::default();
@@ -268,10 +271,12 @@ impl Metrics {
         self.canvases_per_pass.observe(pass.canvases as f64);
     }
 
-    /// Requests that wait for admission: known to the callers' side between passes too.
-    pub(super) fn waiting(&self, waiting: usize) {
-        self.waiting.set(waiting as i64);
-        self.vllm_waiting.set(waiting as i64);
+    /// Requests and choices that wait for admission: known to the callers' side between passes too. The names for gateways
+    /// count choices, waiting or running: each is a sequence of its own.
+    pub(super) fn waiting(&self, requests: usize, choices: usize) {
+        self.waiting.set(requests as i64);
+        self.choices_waiting.set(choices as i64);
+        self.vllm_waiting.set(choices as i64);
     }
 
     pub(super) fn levels(&self, levels: &Levels) {

@@ -34,6 +34,16 @@ fn the_checked_in_document_is_current() {
     check("openapi/openapi.json", &canvasd::api::openapi());
 }
 
+/// Whoever operates the server reads there what a figure means.
+#[tokio::test]
+async fn every_metric_is_in_the_documentation() {
+    let figures = App::new().get("/metrics").await.body;
+    let names = figures.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let page = std::fs::read_to_string(path("docs/scheduling.md")).expect("a page");
+    let missing: Vec<&str> = names.filter(|name| !page.contains(&format!("`{name}"))).collect();
+    assert!(missing.is_empty(), "docs/scheduling.md lacks {missing:?}");
+}
+
 /// One table of fields, from the document.
 fn table(document: &Value, schema: &str) -> String {
     let properties = document["components"]["schemas"][schema]["properties"].as_object();

@@ -152,7 +152,9 @@ async fn a_full_queue_says_when_to_come_back() {
     }
     let refused = refused.expect("a queue of one is full at some time");
     assert_eq!(refused.refused(429)["code"], "queue_full");
-    assert!(refused.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    let seconds = refused.headers[header::RETRY_AFTER].to_str().unwrap();
+    assert!(seconds.parse::<u64>().unwrap() >= 1);
+    assert!(refused.body.contains(&format!("in about {seconds} s")), "{seconds}: {}", refused.body);
     // Probes go on, and dropping the streams makes room.
     get(&app, "/health", &[]).await.ok();
     get(&app, "/v1/models", &[]).await.ok();

@@ -53,6 +53,46 @@ fn waiting_choices_are_bounded_too() {
     world.submit(many(4)).expect("taken");
 }
 
+/// Choices of a request that runs already fill the queue too: the figures show them, and the estimate counts them.
+#[test]
+fn waiting_choices_are_told_and_estimated() {
+    let mut world = World::new(Settings { queue: 2, ..one_slot() });
+    let mut many = world.submit(jobs(&prompt(5, 1), 8, 1, 60, 0)).expect("taken");
+    world.pass();
+    assert_eq!(metric(&world, "canvasd_requests_waiting"), 0);
+    assert_eq!(metric(&world, "canvasd_choices_waiting"), 59);
+    assert_eq!(metric(&world, "vllm:num_requests_waiting"), 59);
+    assert_eq!(metric(&world, "vllm:num_requests_running"), 1);
+    let refused = |world: &mut World| match world.submit(job(&prompt(5, 9), 8, 1)) {
+        Err(Refusal::QueueFull { queued, choices, retry_after }) => {
+            assert_eq!(queued, 0);
+            (Refusal::QueueFull { queued, choices, retry_after }.to_string(), retry_after)
+        }
+        _ => panic!("taken"),
+    };
+    assert_eq!(refused(&mut world).1, Duration::from_secs(1), "nothing is known yet");
+    world.cost.0 = Duration::from_millis(300);
+    let begun = world.now;
+    while metric(&world, "canvasd_choices_waiting") > 50 {
+        world.pass();
+    }
+    // There is room below sixteen: 35 more must go.
+    let (words, retry_after) = refused(&mut world);
+    assert_eq!(retry_after.subsec_nanos(), 0);
+    assert!(words.ends_with(&format!("in about {} s", retry_after.as_secs())), "{words}");
+    let each = (world.now - begun) / 9;
+    assert!(retry_after > each * 35 / 3 && retry_after < each * 35 * 3, "{retry_after:?} at {each:?} each");
+    let refused_at = world.now;
+    while metric(&world, "canvasd_choices_waiting") > 15 {
+        world.pass();
+    }
+    let took = world.now - refused_at;
+    assert!(retry_after > took / 3 && retry_after < took * 3, "{retry_after:?} for {took:?}");
+    drop(world.submit(job(&prompt(5, 9), 8, 1)).expect("taken"));
+    many.choices.clear();
+    world.finish();
+}
+
 #[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
     let mut world = World::new(settings());
