@@ -250,8 +250,9 @@ def test_a_configuration_file_can_be_named_in_the_environment(server, tmp_path):
 
 def test_the_log_of_every_command_is_that_of_the_environment():
     for command in (["generate", "hi"], ["bench"]):
-        refused = canvasd(*command, environment={"CANVASD_LOG": "canvasd=loud"})
-        assert refused.returncode == 2 and "canvasd=loud" in refused.stderr
+        for wrong in ("canvasd=loud", "warning"):
+            refused = canvasd(*command, environment={"CANVASD_LOG": wrong})
+            assert refused.returncode == 2 and f'"{wrong}"' in refused.stderr, refused.stderr
 
 
 def test_generate_prints_plain_text_when_piped(client, model):
