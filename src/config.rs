@@ -4,6 +4,9 @@
 //! flag exists, `--kv-memory` on the command line. Knows no other room; `cli` hands the values on. Secrets are not part
 //! of it: API keys come from `CANVASD_API_KEY` or from the file that `api_key_file` names.
 
+mod environment;
+
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,15 +14,14 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use environment::{FILE_VARIABLE, SECRETS_VARIABLE, unknown_variables, utf8};
+
 /// The longest time, in seconds.
 const YEAR: u64 = 365 * 24 * 3600;
 /// Most canvases at once.
 const MOST_RUNNING: u64 = 1 << 16;
 /// Most rows of a pass.
 const MOST_ROWS: u64 = 1 << 20;
-
-/// What precedes a key's name in the environment.
-pub const ENVIRONMENT_PREFIX: &str = "CANVASD_";
 
 /// Everything that can be configured. `config/canvasd.toml` explains each key and shows the same defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -332,7 +334,7 @@ impl Config {
     /// checks the result.
     pub fn load(
         file: Option<&Path>,
-        environment: impl Fn(&str) -> Option<String>,
+        environment: impl Fn(&str) -> Option<OsString>,
         flags: &[Override],
     ) -> Result<Config, ConfigError> {
         let mut config = match file {
@@ -345,9 +347,7 @@ impl Config {
             }
         };
         for key in KEYS {
-            let variable = format!("{ENVIRONMENT_PREFIX}{}", key.to_uppercase());
-            // A variable that is set but empty counts as not set, as container tools cannot unset one.
-            if let Some(value) = environment(&variable).filter(|value| !value.is_empty()) {
+            if let Some((variable, value)) = environment::value(key, &environment)? {
                 config = config.with(key, &value, &variable)?;
             }
         }

@@ -13,7 +13,6 @@ use super::wire::{self, House};
 use super::{CliError, block_on};
 use crate::prompt::{Chat, Delta, Dialect, Message, Prompt, Role, Rules, Text, TextReader, Thinking};
 use crate::scheduler::{self, Choice, Draft, Drafts, Event, Job, Phase, Reader};
-use crate::telemetry;
 
 /// Options of `canvasd generate`.
 #[derive(Debug, Args)]
@@ -66,7 +65,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
     let prompt = prompt(arguments.prompt.take())?;
     let config = options::configure(arguments.model.config.as_ref(), &arguments.model.overrides())?;
     // The answer is what matters here; a log beside it only on request.
-    telemetry::start(config.log.as_deref().unwrap_or("warn"), config.log_format)?;
+    options::start_log(&config, "warn")?;
     let live = !arguments.plain && std::io::stdout().is_terminal();
     block_on(async {
         let mut signals = Signals::new()?;

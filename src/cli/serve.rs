@@ -18,7 +18,6 @@ use crate::api::{self, ApiSettings, AppState, Keys, ModelCard};
 use crate::config::Config;
 use crate::model::Path as Instructions;
 use crate::scheduler::{Handle, State};
-use crate::telemetry;
 
 /// How long connections may take to send their last bytes after the engine has drained.
 const LAST_BYTES: Duration = Duration::from_secs(5);
@@ -65,7 +64,7 @@ impl Arguments {
 /// Serves until SIGTERM, ctrl-C, or the engine's end.
 pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let config = arguments.config()?;
-    telemetry::start(config.log.as_deref().unwrap_or("info"), config.log_format)?;
+    options::start_log(&config, "info")?;
     let keys = keys(&config)?;
     let address = address(&config, &keys)?;
     // Before the model is loaded: an occupied port should be told at once. Clients that come early wait.
@@ -152,8 +151,7 @@ async fn stopped(handle: &Handle) {
 
 /// The keys from environment and file together.
 fn keys(config: &Config) -> Result<Keys, CliError> {
-    let environment = std::env::var("CANVASD_API_KEY").unwrap_or_default();
-    let mut keys: Vec<String> = environment.split(',').map(str::to_owned).collect();
+    let mut keys = options::api_keys()?;
     if let Some(path) = &config.api_key_file {
         keys.extend(keys_in(path)?);
     }

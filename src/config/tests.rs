@@ -1,10 +1,12 @@
 //! The configuration's own promises: the shipped file is complete and true, and errors name their origin.
 
+use std::ffi::OsString;
+
 use super::*;
 
 const SHIPPED: &str = include_str!("../../config/canvasd.toml");
 
-fn none(_: &str) -> Option<String> {
+fn none(_: &str) -> Option<OsString> {
     None
 }
 
@@ -66,7 +68,7 @@ fn environment_beats_file_and_flags_beat_environment() {
         "CANVASD_MODEL_ALIASES" => Some("gpt-4o, 17".into()),
         "CANVASD_MODEL" => Some("12".into()),
         "CANVASD_ALLOW_UNAUTHENTICATED" => Some("true".into()),
-        "CANVASD_LOG" => Some(String::new()),
+        "CANVASD_LOG" => Some(OsString::new()),
         _ => None,
     };
     let flags = [Override { key: "port", value: "3".into() }, Override { key: "kv_memory", value: "1.5GiB".into() }];
@@ -94,6 +96,46 @@ fn a_wrong_value_names_where_it_came_from() {
     assert!(set("CANVASD_LOG_FORMAT", "xml").contains("json"));
     let flag = Override { key: "threads", value: "-1".into() };
     assert!(Config::load(None, none, &[flag]).unwrap_err().to_string().starts_with("--threads=-1:"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_value_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let odd = |name: &str| (name == "CANVASD_MODEL").then(|| OsString::from_vec(b"/models/caf\xe9".into()));
+    let error = Config::load(None, odd, &[]).unwrap_err().to_string();
+    assert!(error.contains("CANVASD_MODEL") && error.contains("UTF-8"), "{error}");
+}
+
+#[test]
+fn variables_that_mean_nothing_are_found() {
+    let unknown = |names: &[(&str, &str)]| {
+        unknown_variables(names.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))))
+    };
+    let slips = [("CANVASD_MAX_RUNING", "2"), ("PATH", "/bin"), ("CANVASD_", "x"), ("CANVASD_API_KEYS", "k")];
+    assert_eq!(unknown(&slips), ["CANVASD_", "CANVASD_API_KEYS", "CANVASD_MAX_RUNING"]);
+    for key in KEYS {
+        assert!(unknown(&[(&format!("CANVASD_{}", key.to_uppercase()), "1")]).is_empty(), "{key}");
+    }
+    assert!(unknown(&[("CANVASD_CONFIG", "c"), ("CANVASD_API_KEY", "k"), ("CANVASD_EMPTY", "")]).is_empty());
+    // What Kubernetes sets for services named canvasd and canvasd-web.
+    for name in ["CANVASD", "CANVASD_WEB"] {
+        let links = [
+            ("SERVICE_HOST", "10.0.0.1"),
+            ("SERVICE_PORT", "8000"),
+            ("SERVICE_PORT_HTTP_API", "8000"),
+            ("PORT", "tcp://10.0.0.1:8000"),
+            ("PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+            ("PORT_8000_TCP_PROTO", "tcp"),
+            ("PORT_8000_TCP_PORT", "8000"),
+            ("PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ];
+        for (rest, value) in links {
+            assert!(unknown(&[(&format!("{name}_{rest}"), value)]).is_empty(), "{name}_{rest}");
+        }
+    }
+    assert_eq!(unknown(&[("CANVASD_HTTP_PORT", "8000")]), ["CANVASD_HTTP_PORT"]);
 }
 
 #[test]

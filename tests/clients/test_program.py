@@ -224,6 +224,25 @@ def test_help_names_every_command_and_option():
         assert option in text
 
 
+@pytest.mark.parametrize("variable, value, word", [
+    ("CANVASD_API_KEY", " , ", "holds no key"),
+    ("CANVASD_API_KEY", os.fsdecode(b"caf\xe9"), "UTF-8"),
+    ("CANVASD_HOST", os.fsdecode(b"caf\xe9"), "UTF-8"),
+])
+def test_what_the_environment_holds_is_obeyed_or_refused(variable, value, word):
+    refused = canvasd("serve", "--port", "0", environment={variable: value})
+    assert refused.returncode == 2 and variable.removeprefix("CANVASD_").lower() in refused.stderr.lower(), refused.stderr
+    assert word in refused.stderr and "caf" not in refused.stderr, refused.stderr
+
+
+def test_a_misspelt_variable_is_told(start):
+    links = {"CANVASD_SERVICE_HOST": "10.0.0.1", "CANVASD_PORT_8000_TCP": "tcp://10.0.0.1:8000"}
+    server = start(environment={"CANVASD_MAX_RUNING": "2"} | links)
+    assert server.stop() == 0
+    warned = [line for line in server.log if "WARN" in line]
+    assert len(warned) == 1 and "CANVASD_MAX_RUNING" in warned[0], server.log
+
+
 def test_the_shipped_configuration_is_accepted(start):
     start("--config", str(ROOT / "config" / "canvasd.toml"))
 

@@ -26,14 +26,13 @@ pub struct HttpError {
 }
 
 impl Http {
-    /// A server at `http://host:port`; `keys` as in CANVASD_API_KEY, of which the first is used.
-    pub fn new(url: &str, keys: Option<&str>) -> Result<Http, HttpError> {
+    /// A server at `http://host:port`, and a key for it.
+    pub fn new(url: &str, key: Option<&str>) -> Result<Http, HttpError> {
         let wrong = || HttpError { url: url.into(), why: "an address like http://127.0.0.1:8000 is wanted".into() };
         let authority = url.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/').trim_end_matches("/v1");
         if authority.is_empty() || authority.contains('/') {
             return Err(wrong());
         }
-        let key = keys.and_then(|keys| keys.split(',').map(str::trim).find(|key| !key.is_empty()));
         Ok(Http {
             authority: authority.into(),
             url: format!("http://{authority}"),
@@ -151,7 +150,7 @@ mod tests {
         for url in ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"] {
             assert_eq!(Http::new(url, None).unwrap().authority, "h:1");
         }
-        assert_eq!(Http::new("http://h", Some(" , a,b")).unwrap().authorization.as_deref(), Some("Bearer a"));
+        assert_eq!(Http::new("http://h", Some("a")).unwrap().authorization.as_deref(), Some("Bearer a"));
         for url in ["https://h", "h:1", "http://", "http://h/x/y"] {
             assert!(Http::new(url, None).is_err(), "{url}");
         }

@@ -17,12 +17,11 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::options::{configure, push};
+use super::options::{configure, push, start_log};
 use super::signals::Signals;
 use super::{CliError, block_on, tell, wire};
 use crate::config::Config;
 use crate::kernels::cpu::{Cpu, Path};
-use crate::telemetry;
 pub use options::Arguments;
 use report::{Level, Report};
 use target::{Question, Target};
@@ -52,7 +51,7 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
     push(&mut flags, "queue", &Some(most.max(256)));
     push(&mut flags, "max_running", &arguments.max_running);
     let config = configure(arguments.model.config.as_ref(), &flags)?;
-    telemetry::start(config.log.as_deref().unwrap_or("warn"), config.log_format)?;
+    start_log(&config, "warn")?;
     if arguments.step {
         return steps(&arguments, &config);
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::http::{Http, HttpError};
-use crate::cli::CliError;
 use crate::cli::wire::House;
+use crate::cli::{CliError, options};
 use crate::diffusion::{Effort, Sampler};
 use crate::prompt::{Chat, Delta, Dialect, Message, Opening, Prompt, Role, Rules, Text};
 use crate::scheduler::{Choice, Event, Handle, Job};
@@ -152,7 +152,8 @@ impl Target {
 
     /// The server at `url`, whose first model is taken.
     pub async fn server(url: &str) -> Result<Target, CliError> {
-        let http = Http::new(url, std::env::var("CANVASD_API_KEY").ok().as_deref())?;
+        let keys = options::api_keys()?;
+        let http = Http::new(url, keys.first().map(String::as_str))?;
         let models = http.get("/v1/models").await?;
         let models: serde_json::Value =
             serde_json::from_str(&models).map_err(|error| http.wrong(format!("/v1/models is no JSON: {error}")))?;
