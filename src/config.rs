@@ -5,6 +5,7 @@
 //! of it: API keys come from `CANVASD_API_KEY` or from the file that `api_key_file` names.
 
 mod environment;
+mod origin;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -380,6 +381,13 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.check_ranges()?;
+        let mut named = self.cors_origins.iter().filter(|origin| *origin != "*");
+        if let Some((origin, why)) = named.find_map(|origin| Some((origin, origin::check(origin).err()?))) {
+            return Err(ConfigError::Contradiction(format!(
+                "cors_origins: {origin:?} is not what a browser sends: {why}; write scheme://host or scheme://host:port, or \
+                 \"*\" for any"
+            )));
+        }
         if let Some(all) = self.max_rows_per_pass.filter(|all| self.encode_rows > *all) {
             return Err(ConfigError::Contradiction(format!(
                 "encode_rows ({}) must not exceed max_rows_per_pass ({all})",

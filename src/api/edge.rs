@@ -172,6 +172,7 @@ pub(crate) fn cors(origins: &[String]) -> Option<CorsLayer> {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
+        // The configuration has refused what is no header value.
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
     };
     let layer = CorsLayer::new()

@@ -139,6 +139,58 @@ fn variables_that_mean_nothing_are_found() {
 }
 
 #[test]
+fn origins_are_written_as_browsers_send_them() {
+    let check = |origin: &str| {
+        let value = toml::Value::Array(vec!["https://first.example".into(), origin.into()]);
+        let mut table = toml::Table::new();
+        table.insert("cors_origins".into(), value);
+        table.try_into::<Config>().unwrap().check()
+    };
+    for right in [
+        "*",
+        "https://a.example",
+        "http://localhost:3000",
+        "http://127.0.0.1:8080",
+        "http://[::1]",
+        "http://[::1]:3000",
+        "https://xn--bcher-kva.example",
+        "chrome-extension://abcdefghijklmnop",
+        "https://a.example:80",
+    ] {
+        assert!(check(right).is_ok(), "{right}");
+    }
+    for wrong in [
+        "",
+        "https://a.example/",
+        "https://a.example/chat",
+        "https://a.example?x",
+        "not an origin",
+        "bad\u{7}",
+        "https://bad\u{7}.example",
+        "a.example",
+        "://a.example",
+        "https://",
+        "https://A.example",
+        "HTTPS://a.example",
+        "https://bücher.example",
+        "https://*.example",
+        "https://user@a.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://a.example:",
+        "https://a.example:0",
+        "https://a.example:08",
+        "https://a.example:65536",
+        "http://[::1",
+        "http://[::g]",
+        "http://[::1]x",
+    ] {
+        let error = check(wrong).unwrap_err().to_string();
+        assert!(error.contains(&format!("{wrong:?}")) && error.contains("scheme://host"), "{error}");
+    }
+}
+
+#[test]
 fn values_out_of_range_and_contradictions_are_refused() {
     let check = |key: &'static str, value: &str| Config::load(None, none, &[Override { key, value: value.into() }]);
     for key in ["threads", "queue", "max_running", "encode_rows", "body_limit", "request_timeout_seconds"] {

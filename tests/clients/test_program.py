@@ -228,6 +228,7 @@ def test_help_names_every_command_and_option():
     ("CANVASD_API_KEY", " , ", "holds no key"),
     ("CANVASD_API_KEY", os.fsdecode(b"caf\xe9"), "UTF-8"),
     ("CANVASD_HOST", os.fsdecode(b"caf\xe9"), "UTF-8"),
+    ("CANVASD_CORS_ORIGINS", "https://a.example/", "slash"),
 ])
 def test_what_the_environment_holds_is_obeyed_or_refused(variable, value, word):
     refused = canvasd("serve", "--port", "0", environment={variable: value})
