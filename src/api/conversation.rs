@@ -13,7 +13,7 @@ use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
 use super::wire::options::{Function, Tool};
-use crate::prompt::{self, Chat, Fault, PromptError, StrictTools, Text, Thinking};
+use crate::prompt::{self, CallableTools, Chat, Fault, PromptError, Text, Thinking};
 
 /// Longest name of a tool, as in the original API.
 const TOOL_NAME: usize = 64;
@@ -134,8 +134,8 @@ pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, 
 pub(crate) struct Toolbox {
     /// What the template is told of them.
     pub declared: Vec<Value>,
-    /// What their calls must fit.
-    pub strict: StrictTools,
+    /// What may be called, and how.
+    pub callable: CallableTools,
 }
 
 impl Toolbox {
@@ -161,8 +161,9 @@ impl Toolbox {
                 format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
             return Err(ApiError::invalid(at("name"), message));
         }
+        self.callable.insert(&name);
         if wire.strict == Some(true) {
-            self.strict.insert(&name, wire.parameters.as_ref()).map_err(|error| {
+            self.callable.insert_strict(&name, wire.parameters.as_ref()).map_err(|error| {
                 let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");
                 ApiError::unsupported(at("parameters"), message)
             })?;

@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
-use crate::prompt::{Dialect, Prompt, Rules, StrictTools};
+use crate::prompt::{CallableTools, Dialect, Prompt, Rules};
 use crate::scheduler::{Choice, Job};
 
 /// All that a request wants done.
@@ -24,8 +24,8 @@ pub(crate) struct Plan {
     pub top_k: u8,
     pub dialect: Dialect,
     pub calls: Calls,
-    /// What calls must fit.
-    pub strict: StrictTools,
+    /// What may be called, and how.
+    pub callable: CallableTools,
     /// The request's field that holds the prompt, for errors.
     pub field: &'static str,
 }
@@ -35,8 +35,8 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let context = state.engine().limits().context;
     let order = &plan.order;
     let drafts = order.delivery.drafts();
-    let (text, strict) = (state.text(), Arc::new(plan.strict));
-    let rules = Rules { stop: Some(&order.stop), strict: Some(&strict) };
+    let (text, callable) = (state.text(), Arc::new(plan.callable));
+    let rules = Rules { stop: Some(&order.stop), callable: Some(&callable) };
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {

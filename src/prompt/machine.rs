@@ -10,7 +10,7 @@ use super::chat::Opening;
 use super::detokenize::Detokenizer;
 use super::lexicon::{Lexicon, Mark};
 use super::stop::{Scan, StopScanner, StopStrings};
-use super::strict::StrictTools;
+use super::strict::CallableTools;
 use crate::scheduler::FinishReason;
 
 /// What the thought channel begins with.
@@ -32,8 +32,8 @@ pub enum Dialect {
 pub struct Rules<'a> {
     /// Strings before which the answer ends; looked for in the content.
     pub stop: Option<&'a StopStrings>,
-    /// What calls must fit; a call that does not is shown as content.
-    pub strict: Option<&'a Arc<StrictTools>>,
+    /// What may be called, and how; another call is shown as content. `None`: anything, in any way.
+    pub callable: Option<&'a Arc<CallableTools>>,
 }
 
 /// What a token of an answer belongs to.
@@ -100,7 +100,7 @@ pub(super) struct Machine {
     place: Place,
     detokenizer: Detokenizer,
     stop: StopScanner,
-    strict: Option<Arc<StrictTools>>,
+    callable: Option<Arc<CallableTools>>,
     title: Title,
     /// Text held back: a possible title, or leading space of a thought.
     head: String,
@@ -127,7 +127,7 @@ impl Machine {
             place,
             detokenizer: Detokenizer::default(),
             stop: StopScanner::new(rules.stop),
-            strict: rules.strict.cloned(),
+            callable: rules.callable.cloned(),
             title: if raw { Title::Over } else { Title::Expected },
             head: String::new(),
             blank: if raw { Blank::Shown } else { Blank::Waits },
@@ -339,7 +339,7 @@ impl Machine {
     fn call(&mut self, ids: &[u32], out: &mut Vec<Delta>) {
         let symbols = self.symbols(ids);
         let call = call::read(&symbols).filter(|call| {
-            let admitted = self.strict.as_ref().is_none_or(|strict| strict.admit(&call.name, &call.arguments));
+            let admitted = self.callable.as_ref().is_none_or(|tools| tools.admit(&call.name, &call.arguments));
             self.dialect == Dialect::Chat && admitted
         });
         match call {

@@ -31,7 +31,7 @@ pub use error::{Fault, PromptError};
 pub use machine::{Channel, Delta, Dialect, Rules};
 pub use reader::{DraftText, TextReader};
 pub use stop::StopStrings;
-pub use strict::{StrictTools, UncheckedSchema};
+pub use strict::{CallableTools, UncheckedSchema};
 
 use encode::AddedTokens;
 use lexicon::{Lexicon, Mark, THOUGHT_CLOSE, THOUGHT_OPEN};

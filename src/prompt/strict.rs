@@ -1,4 +1,5 @@
-//! What strict tools demand of a call's arguments: a subset of JSON Schema, checked when a call has been read.
+//! What may be called, and what strict tools demand of a call's arguments: a subset of JSON Schema, checked when a call
+//! has been read.
 //!
 //! Pure. A keyword outside the subset is refused when the tool is declared, so that nothing is quietly not checked.
 
@@ -43,9 +44,10 @@ const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boo
 const EFFORT: usize = 20_000;
 const DEPTH: usize = 200;
 
-/// Tools whose calls must fit their schemas. A call that does not is no call.
+/// The tools that a request offers, with the schemas that calls of the strict ones must fit. A call of another tool, or
+/// one that does not fit, is no call.
 #[derive(Debug, Clone, Default)]
-pub struct StrictTools(HashMap<String, Value>);
+pub struct CallableTools(HashMap<String, Option<Value>>);
 
 /// A schema of which not everything can be checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,21 +59,27 @@ pub struct UncheckedSchema {
     pub keyword: String,
 }
 
-impl StrictTools {
-    /// Adds a tool; no schema demands nothing.
+impl CallableTools {
+    /// Adds a tool that may be called with any arguments; one that is strict stays so.
+    pub fn insert(&mut self, tool: &str) {
+        self.0.entry(tool.to_owned()).or_default();
+    }
+
+    /// Adds a strict tool; no schema demands nothing.
     ///
     /// # Errors
     /// [`UncheckedSchema`] where the schema uses what is not checked here.
-    pub fn insert(&mut self, tool: &str, schema: Option<&Map<String, Value>>) -> Result<(), UncheckedSchema> {
+    pub fn insert_strict(&mut self, tool: &str, schema: Option<&Map<String, Value>>) -> Result<(), UncheckedSchema> {
         let schema = Value::Object(schema.cloned().unwrap_or_default());
         understand(&schema, &schema, "its root")?;
-        self.0.insert(tool.to_owned(), schema);
+        self.0.insert(tool.to_owned(), Some(schema));
         Ok(())
     }
 
-    /// Whether a call is as its tool demands; JSON text of an object.
+    /// Whether a call is one of these tools, and as it demands; JSON text of an object.
     pub(super) fn admit(&self, tool: &str, arguments: &str) -> bool {
-        let Some(root) = self.0.get(tool) else { return true };
+        let Some(schema) = self.0.get(tool) else { return false };
+        let Some(root) = schema else { return true };
         let mut check = Check { root, effort: EFFORT, depth: DEPTH };
         serde_json::from_str(arguments).is_ok_and(|value| check.fits(root, &value))
     }
@@ -269,9 +277,9 @@ mod tests {
 
     use super::*;
 
-    fn tools(schema: Value) -> Result<StrictTools, UncheckedSchema> {
-        let mut tools = StrictTools::default();
-        tools.insert("f", schema.as_object()).map(|()| tools)
+    fn tools(schema: Value) -> Result<CallableTools, UncheckedSchema> {
+        let mut tools = CallableTools::default();
+        tools.insert_strict("f", schema.as_object()).map(|()| tools)
     }
 
     #[test]
@@ -337,8 +345,20 @@ mod tests {
             assert!(!with(key, bad.clone()), "{key}: {bad}");
         }
         assert!(!tools.admit("f", "{\"city\": \"Paris\"}"));
-        assert!(tools.admit("another", "{}") && tools.admit("another", "no JSON"));
         assert!(!tools.admit("f", "no JSON"));
+    }
+
+    #[test]
+    fn what_is_not_offered_cannot_be_called() {
+        let mut tools = tools(json!({"required": ["city"]})).unwrap();
+        tools.insert("lenient");
+        tools.insert("f");
+        assert!(tools.admit("lenient", "{}") && tools.admit("lenient", "{\"a\": 1}"));
+        assert!(!tools.admit("f", "{}") && tools.admit("f", "{\"city\": 1}"), "what is strict stays so");
+        for other in ["another", "F", "f ", ""] {
+            assert!(!tools.admit(other, "{}"), "{other:?}");
+        }
+        assert!(!CallableTools::default().admit("f", "{}"));
     }
 
     #[test]

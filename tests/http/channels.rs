@@ -113,6 +113,30 @@ async fn logprobs_spell_the_content_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_call_of_what_nobody_offered_is_content() {
+    let app = App::new();
+    for strict in [false, true] {
+        let mut tool = json!({"name": "other", "strict": strict});
+        let whole = app.chat("call", json!({"tools": [{"type": "function", "function": tool}]})).await.ok();
+        assert_eq!(message(&whole)["content"], "call:weather{city:\"Paris\"}");
+        assert!(message(&whole).get("tool_calls").is_none());
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+        tool["type"] = json!("function");
+        let reply = app.post("/v1/responses", &json!({"input": "call", "tools": [tool]})).await.ok();
+        assert_eq!(reply["output"][0]["type"], "message", "{reply}");
+        assert_eq!(reply["output"].as_array().unwrap().len(), 1);
+        // Among others, the one that is called is enough.
+        let mut tools = weather();
+        tools
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"type": "function", "function": {"name": "other", "strict": strict}}));
+        let whole = app.chat("call", json!({"tools": tools})).await.ok();
+        assert_eq!(message(&whole)["tool_calls"][0]["function"]["name"], "weather");
+    }
+}
+
+#[tokio::test]
 async fn logprobs_of_a_stop_string_are_left_out() {
     let app = App::new();
     let whole = app.chat("story", json!({"stop": "gentle fox", "logprobs": true})).await.ok();

@@ -68,7 +68,7 @@ pub(crate) async fn chat(
         top_k: alternatives.unwrap_or(0) as u8,
         dialect: calls.dialect(),
         calls,
-        strict: tools.strict,
+        callable: tools.callable,
         field: "messages",
     };
     let pump = start(&state, plan)?;

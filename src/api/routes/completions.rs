@@ -17,7 +17,7 @@ use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::super::wire::either::Prompt;
-use crate::prompt::{self, Dialect, StrictTools};
+use crate::prompt::{self, CallableTools, Dialect};
 
 /// Tokens of an answer unless a request says otherwise, as in the original API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -75,7 +75,7 @@ pub(crate) async fn completions(
         top_k: alternatives.unwrap_or(0) as u8,
         dialect: Dialect::Raw,
         calls: Calls::None,
-        strict: StrictTools::default(),
+        callable: CallableTools::default(),
         field: "prompt",
     };
     let pump = start(&state, plan)?;

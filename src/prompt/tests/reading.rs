@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::fixtures::{demo_tokenizer, ids, plain};
-use crate::prompt::{Channel, Delta, Dialect, Opening, Rules, StopStrings, StrictTools, Text};
+use crate::prompt::{CallableTools, Channel, Delta, Dialect, Opening, Rules, StopStrings, Text};
 use crate::scheduler::{FinishReason, Verdict};
 
 /// What a client ends up with.
@@ -390,18 +390,22 @@ fn tokens() -> impl Strategy<Value = Vec<u32>> {
 }
 
 #[test]
-fn a_call_that_a_strict_tool_does_not_admit_is_content() {
+fn a_call_that_the_offered_tools_do_not_admit_is_content() {
     let text = plain();
-    let mut strict = StrictTools::default();
+    let mut tools = CallableTools::default();
     let schema = serde_json::json!({"properties": {"city": {"type": "string"}}, "required": ["city"]});
-    strict.insert("weather", schema.as_object()).unwrap();
-    let strict = std::sync::Arc::new(strict);
-    let rules = Rules { strict: Some(&strict), ..Rules::default() };
+    tools.insert_strict("weather", schema.as_object()).unwrap();
+    tools.insert("lenient");
+    let tools = std::sync::Arc::new(tools);
+    let rules = Rules { callable: Some(&tools), ..Rules::default() };
     for (call, is_call) in [
         ("call:weather{city:<|\"|>Rome<|\"|>}", true),
         ("call:weather{city:1}", false),
         ("call:weather{}", false),
-        ("call:other{}", true),
+        ("call:lenient{}", true),
+        ("call:lenient{city:1}", true),
+        ("call:other{}", false),
+        ("call:Lenient{}", false),
     ] {
         let tokens = ids(&format!("<|tool_call>{call}<tool_call|><turn|>"));
         let reason = match text.gate(Opening::Content, Dialect::Chat, rules).commit(&tokens) {

@@ -83,7 +83,7 @@ pub(crate) async fn responses(
         top_k: 0,
         dialect: calls.dialect(),
         calls,
-        strict: tools.strict,
+        callable: tools.callable,
         field: "input",
     };
     let pump = start(&state, plan)?;
