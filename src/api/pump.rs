@@ -31,13 +31,48 @@ pub(crate) enum Beat {
     Failed(ApiError),
 }
 
-/// What one commit adds to a choice; any part may be empty.
-#[derive(Debug, Default)]
+/// What one commit adds to a choice; either list may be empty.
+#[derive(Debug)]
 pub(crate) struct Commit {
+    /// In the order in which the model wrote them.
+    pub passages: Vec<Passage>,
+    pub tokens: Vec<Said>,
+}
+
+/// A stretch of an answer.
+#[derive(Debug)]
+pub(crate) enum Passage {
+    Reasoning(String),
+    Content(String),
+    Call(Call),
+}
+
+/// Passages by channel, for those who keep them apart.
+#[derive(Debug, Default)]
+pub(crate) struct Channels {
     pub reasoning: String,
     pub content: String,
     pub calls: Vec<Call>,
-    pub tokens: Vec<Said>,
+}
+
+impl Extend<Passage> for Channels {
+    fn extend<T: IntoIterator<Item = Passage>>(&mut self, passages: T) {
+        for passage in passages {
+            match passage {
+                Passage::Reasoning(text) => self.reasoning.push_str(&text),
+                Passage::Content(text) => self.content.push_str(&text),
+                Passage::Call(call) => self.calls.push(call),
+            }
+        }
+    }
+}
+
+impl From<Vec<Passage>> for Channels {
+    fn from(passages: Vec<Passage>) -> Channels {
+        let mut channels = Channels::default();
+        channels.extend(passages);
+        channels
+    }
 }
 
 /// A committed token and where it went.
@@ -80,9 +115,7 @@ impl Finish {
 /// A whole choice.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub reasoning: String,
-    pub content: String,
-    pub calls: Vec<Call>,
+    pub channels: Channels,
     pub tokens: Vec<Said>,
     pub finish: Finish,
 }
@@ -121,22 +154,14 @@ impl Pump {
 
     /// Waits for all choices.
     pub(crate) async fn whole(mut self) -> Result<(Vec<Answer>, Usage), ApiError> {
-        let blank = || Answer {
-            reasoning: String::new(),
-            content: String::new(),
-            calls: Vec::new(),
-            tokens: Vec::new(),
-            finish: Finish::Stop,
-        };
+        let blank = || Answer { channels: Channels::default(), tokens: Vec::new(), finish: Finish::Stop };
         let mut answers: Vec<Answer> = (0..self.len()).map(|_| blank()).collect();
         while let Some((choice, beat)) = self.next().await {
             let Some(answer) = answers.get_mut(choice) else { continue };
             match beat {
                 Beat::Progress(_) => {}
                 Beat::Commit(commit) => {
-                    answer.reasoning.push_str(&commit.reasoning);
-                    answer.content.push_str(&commit.content);
-                    answer.calls.extend(commit.calls);
+                    answer.channels.extend(commit.passages);
                     answer.tokens.extend(commit.tokens);
                 }
                 Beat::Finished(finish, _) => answer.finish = finish,
@@ -297,22 +322,22 @@ impl Voice {
         self.ready.push_back(Beat::Failed(ApiError::from(error)));
     }
 
-    /// Sorts deltas by channel, so that a commit is at most one delta of each.
+    /// What these deltas add. Calls are numbered, and those that the request does not want are left out.
     fn commit(&mut self, deltas: Vec<Delta>, tokens: Vec<Said>) -> Commit {
-        let mut commit = Commit { tokens, ..Commit::default() };
+        let mut passages = Vec::with_capacity(deltas.len());
         for delta in deltas {
-            match delta {
-                Delta::Reasoning(text) => commit.reasoning.push_str(&text),
-                Delta::Content(text) => commit.content.push_str(&text),
-                Delta::ToolCall { .. } if self.calls == Calls::First && self.called > 0 => {}
+            passages.push(match delta {
+                Delta::Reasoning(text) => Passage::Reasoning(text),
+                Delta::Content(text) => Passage::Content(text),
+                Delta::ToolCall { .. } if self.calls == Calls::First && self.called > 0 => continue,
                 Delta::ToolCall { name, arguments } => {
-                    let id = format!("call_{}", Uuid::now_v7().simple());
-                    commit.calls.push(Call { index: self.called, id, name, arguments });
+                    let (index, id) = (self.called, format!("call_{}", Uuid::now_v7().simple()));
                     self.called += 1;
+                    Passage::Call(Call { index, id, name, arguments })
                 }
-            }
+            });
         }
-        commit
+        Commit { passages, tokens }
     }
 
     /// The reason as clients are told it: `tool_calls` exactly where there are calls to answer. A call that could not

@@ -26,6 +26,11 @@ fn items(response: &Value) -> Vec<Value> {
     items
 }
 
+/// What kinds of items an output holds, in order.
+fn kinds(response: &Value) -> Vec<&str> {
+    response["output"].as_array().unwrap().iter().map(|item| item["type"].as_str().unwrap()).collect()
+}
+
 /// The events of a stream: names and data, in that order.
 fn events(reply: &Reply) -> Vec<(String, Value)> {
     assert_eq!(reply.headers["content-type"], "text/event-stream", "{}", reply.body);
@@ -248,19 +253,89 @@ async fn calls_are_streamed_with_the_documented_events() {
 #[tokio::test]
 async fn a_whole_answer_holds_the_items_of_its_stream() {
     let app = App::new();
-    for input in ["mixed", "look", "both", "think", "story"] {
+    for input in ["mixed", "look", "both", "between", "think", "story"] {
         let whole = respond(&app, json!(input), json!({"tools": weather()})).await.ok();
         let streamed = events(&respond(&app, json!(input), json!({"tools": weather(), "stream": true})).await);
         assert_eq!(items(&whole), items(&streamed.last().unwrap().1["response"]), "{input}");
     }
-    // A call in the first canvas, and text in the second.
-    let whole = respond(&app, json!("mixed"), json!({"tools": weather()})).await.ok();
-    assert_eq!(
-        (calls(&whole), &whole["output"].as_array().unwrap().last().unwrap()["type"]),
-        (vec![PARIS], &json!("message"))
-    );
-    assert_eq!(text(&whole), STORY);
     assert_eq!(respond(&app, json!("crash"), json!({})).await.refused(500)["code"], "model_failed");
+}
+
+#[tokio::test]
+async fn items_stand_in_the_order_in_which_the_model_wrote_them() {
+    let app = App::new();
+    // A call and the beginning of a text in the first canvas, and the text's end in the second.
+    let whole = respond(&app, json!("mixed"), json!({"tools": weather()})).await.ok();
+    assert_eq!(kinds(&whole), ["function_call", "message"]);
+    assert_eq!((calls(&whole), text(&whole).as_str()), (vec![PARIS], STORY));
+    let stream = events(&respond(&app, json!("mixed"), json!({"tools": weather(), "stream": true})).await);
+    let added = stream.iter().filter(|(name, _)| name == "response.output_item.added");
+    let added: Vec<&str> = added.map(|(_, data)| data["item"]["type"].as_str().unwrap()).collect();
+    assert_eq!(added, ["function_call", "message"]);
+    // Text between two calls in one canvas or two; a call that is left out does not part it from what follows.
+    let whole = respond(&app, json!("between"), json!({"tools": weather()})).await.ok();
+    assert_eq!(kinds(&whole), ["function_call", "message", "function_call"]);
+    assert_eq!((calls(&whole), text(&whole).as_str()), (vec![PARIS, ROME], " then "));
+    let whole = respond(&app, json!("between"), json!({"tools": weather(), "parallel_tool_calls": false})).await.ok();
+    assert_eq!((kinds(&whole), calls(&whole)), (vec!["function_call", "message"], vec![PARIS]));
+}
+
+#[tokio::test]
+async fn what_is_said_between_a_call_and_its_output_belongs_to_the_calling_message() {
+    let app = App::new();
+    let said = |text: &str| json!({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]});
+    let call = |id: &str| json!({"type": "function_call", "call_id": id, "name": "weather", "arguments": "{}"});
+    let output = |id: &str| json!({"type": "function_call_output", "call_id": id, "output": "sunny"});
+    let sent = |id: &str| json!({"id": id, "type": "function", "function": {"name": "weather", "arguments": "{}"}});
+    let result = |id: &str| json!({"role": "tool", "tool_call_id": id, "content": "sunny"});
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let chat_tools = json!([{"type": "function", "function": {"name": "weather"}}]);
+    for (items, messages) in [
+        (
+            vec![call("a"), said(STORY), output("a")],
+            vec![json!({"role": "assistant", "content": STORY, "tool_calls": [sent("a")]}), result("a")],
+        ),
+        (
+            vec![call("a"), said(" then "), call("b"), output("a"), output("b")],
+            vec![
+                json!({"role": "assistant", "content": " then ", "tool_calls": [sent("a"), sent("b")]}),
+                result("a"),
+                result("b"),
+            ],
+        ),
+        (
+            vec![
+                json!({"role": "assistant", "content": "A fox "}),
+                call("a"),
+                said("lived."),
+                output("a"),
+                said("Yes."),
+            ],
+            vec![
+                json!({"role": "assistant", "content": "A fox lived.", "tool_calls": [sent("a")]}),
+                result("a"),
+                json!({"role": "assistant", "content": "Yes."}),
+            ],
+        ),
+        (
+            vec![call("a"), json!({"role": "assistant", "content": "A fox "}), said("lived."), output("a")],
+            vec![json!({"role": "assistant", "content": "A fox lived.", "tool_calls": [sent("a")]}), result("a")],
+        ),
+    ] {
+        let history = |middle: Vec<Value>| [vec![user("mixed")], middle, vec![user("hello")]].concat();
+        let body = json!({"input": history(items), "tools": weather()});
+        let by_items = app.post("/v1/responses", &body).await.ok();
+        assert_eq!(text(&by_items), "Hello there.");
+        let body = json!({"messages": history(messages), "tools": chat_tools});
+        let by_messages = app.post("/v1/chat/completions", &body).await.ok();
+        assert_eq!(by_items["usage"]["input_tokens"], by_messages["usage"]["prompt_tokens"], "{body}");
+    }
+    // An output goes back as it came, its result behind it.
+    let first = respond(&app, json!("mixed"), json!({"tools": weather()})).await.ok();
+    let mut items = vec![user("mixed")];
+    items.extend(first["output"].as_array().unwrap().iter().cloned());
+    items.extend([output(first["output"][0]["call_id"].as_str().unwrap()), user("hello")]);
+    assert_eq!(text(&respond(&app, json!(items), json!({"tools": weather()})).await.ok()), "Hello there.");
 }
 
 #[tokio::test]

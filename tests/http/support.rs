@@ -63,6 +63,7 @@ fn script() -> Script {
         ("call", say(&call("Paris"))),
         ("both", say(&format!("{}{}", call("Paris"), call("Rome")))),
         ("mixed", say(&format!("{}{STORY}", call("Paris")))),
+        ("between", say(&format!("{} then {}", call("Paris"), call("Rome")))),
         ("broken", say("<|tool_call>weather Paris<tool_call|>")),
         ("dice", Act::Dice((0..64).map(|n| ids(&format!("The dice say {n}."))).collect())),
         ("babble", Act::Babble(ids(" one two three four"), Duration::from_millis(5))),

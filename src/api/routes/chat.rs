@@ -12,7 +12,7 @@ use super::super::failures::Failures;
 use super::super::generation::{Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, text_only, wishes};
-use super::super::pump::{Answer, Call, Commit, Finish, Said};
+use super::super::pump::{Answer, Call, Channels, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::chat::{
@@ -134,13 +134,7 @@ impl ChunkDialect for ChatDialect {
             index,
             logprobs: self.logprobs(&answer.tokens),
             finish_reason: answer.finish.as_str(),
-            message: AssistantMessage {
-                role: "assistant",
-                content: (!answer.content.is_empty() || answer.calls.is_empty()).then_some(answer.content),
-                refusal: None,
-                reasoning_content: (!answer.reasoning.is_empty()).then_some(answer.reasoning),
-                tool_calls: answer.calls.into_iter().map(|call| tool_call(call, None)).collect(),
-            },
+            message: assistant_message(answer.channels),
         });
         choices.collect()
     }
@@ -154,17 +148,18 @@ impl ChunkDialect for ChatDialect {
     /// At most one piece per channel.
     fn commit(&mut self, index: usize, commit: Commit) -> Vec<ChunkChoice> {
         let mut pieces = Vec::new();
-        if !commit.reasoning.is_empty() {
-            let delta = ChunkDelta { reasoning_content: Some(commit.reasoning), ..ChunkDelta::default() };
+        let logprobs = self.logprobs(&commit.tokens).filter(|logprobs| !logprobs.content.is_empty());
+        let Channels { reasoning, content, calls } = commit.passages.into();
+        if !reasoning.is_empty() {
+            let delta = ChunkDelta { reasoning_content: Some(reasoning), ..ChunkDelta::default() };
             pieces.push(piece(index, delta, None));
         }
-        let logprobs = self.logprobs(&commit.tokens).filter(|logprobs| !logprobs.content.is_empty());
-        if !commit.content.is_empty() || logprobs.is_some() {
-            let delta = ChunkDelta { content: Some(commit.content), ..ChunkDelta::default() };
+        if !content.is_empty() || logprobs.is_some() {
+            let delta = ChunkDelta { content: Some(content), ..ChunkDelta::default() };
             pieces.push(piece(index, delta, logprobs));
         }
-        if !commit.calls.is_empty() {
-            let tool_calls = commit.calls.into_iter().map(|call| {
+        if !calls.is_empty() {
+            let tool_calls = calls.into_iter().map(|call| {
                 let index = call.index;
                 tool_call(call, Some(index))
             });
@@ -176,6 +171,17 @@ impl ChunkDialect for ChatDialect {
 
     fn silent(&self, index: usize, finish: Option<Finish>) -> ChunkChoice {
         ChunkChoice { finish_reason: finish.map(Finish::as_str), ..piece(index, ChunkDelta::default(), None) }
+    }
+}
+
+fn assistant_message(channels: Channels) -> AssistantMessage {
+    let Channels { reasoning, content, calls } = channels;
+    AssistantMessage {
+        role: "assistant",
+        content: (!content.is_empty() || calls.is_empty()).then_some(content),
+        refusal: None,
+        reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
+        tool_calls: calls.into_iter().map(|call| tool_call(call, None)).collect(),
     }
 }
 

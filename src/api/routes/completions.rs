@@ -12,7 +12,7 @@ use super::super::failures::Failures;
 use super::super::generation::{Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, wishes};
-use super::super::pump::{Answer, Commit, Finish, Said};
+use super::super::pump::{Answer, Channels, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
@@ -204,7 +204,7 @@ impl ChunkDialect for CompletionDialect {
     fn choices(&mut self, answers: Vec<Answer>) -> Vec<CompletionChoice> {
         let answers = best(answers, self.made, self.wanted).into_iter().enumerate();
         let choices = answers.map(|(index, answer)| {
-            let text = format!("{}{}", self.echo(index), answer.content);
+            let text = format!("{}{}", self.echo(index), answer.channels.content);
             let logprobs = self.logprobs(index, &answer.tokens);
             CompletionChoice { index, text, logprobs, finish_reason: Some(answer.finish.as_str()) }
         });
@@ -219,8 +219,9 @@ impl ChunkDialect for CompletionDialect {
 
     fn commit(&mut self, index: usize, commit: Commit) -> Vec<CompletionChoice> {
         let logprobs = self.logprobs(index, &commit.tokens).filter(|logprobs| !logprobs.tokens.is_empty());
-        let said = !commit.content.is_empty() || logprobs.is_some();
-        said.then(|| piece(index, commit.content, logprobs)).into_iter().collect()
+        let text = Channels::from(commit.passages).content;
+        let said = !text.is_empty() || logprobs.is_some();
+        said.then(|| piece(index, text, logprobs)).into_iter().collect()
     }
 
     fn silent(&self, index: usize, finish: Option<Finish>) -> CompletionChoice {

@@ -1,7 +1,7 @@
 //! From a response's input to the conversation that `prompt` renders.
 //!
 //! Calls and their results are items of their own here; in the conversation a call belongs to the assistant's message
-//! before it, and a result is a message.
+//! before it, what the assistant says after a call belongs to the message that calls, and a result is a message.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use super::super::super::wire::chat::{self as wire, Message};
 use super::super::super::wire::either::{Content, Input};
 use super::super::super::wire::options::Function;
 use super::super::super::wire::responses::{FunctionTool, InputItem};
-use crate::prompt::{self, Role, ToolCall};
+use crate::prompt::{self, Part, Role, ToolCall};
 
 /// The instructions and the input as a conversation.
 pub(super) fn conversation(
@@ -65,7 +65,14 @@ impl Turns {
         }
         let content = item.content.filter(|content| !matches!(content, Content::Parts(parts) if parts.is_empty()));
         let message = Message { role: item.role, content, ..Message::default() };
-        self.messages.push(one(message, path, &mut self.calls)?);
+        let message = one(message, path, &mut self.calls)?;
+        match self.messages.last_mut() {
+            // Between a call and its result there is no room for another turn.
+            Some(calling) if message.role == Role::Assistant && !calling.tool_calls.is_empty() => {
+                go_on(&mut calling.content, message.content);
+            }
+            _ => self.messages.push(message),
+        }
         Ok(())
     }
 
@@ -99,6 +106,29 @@ impl Turns {
         message.tool_call_id = Some(id);
         self.messages.push(message);
         Ok(())
+    }
+}
+
+/// Continues what was said: without a seam, since it was one text before a call came in between.
+fn go_on(said: &mut prompt::Content, more: prompt::Content) {
+    if let (prompt::Content::Text(text), prompt::Content::Text(more)) = (&mut *said, &more) {
+        text.push_str(more);
+        return;
+    }
+    let mut whole = parts(std::mem::replace(said, prompt::Content::Parts(Vec::new())));
+    for (index, Part::Text(text)) in parts(more).into_iter().enumerate() {
+        match whole.last_mut() {
+            Some(Part::Text(last)) if index == 0 => last.push_str(&text),
+            _ => whole.push(Part::Text(text)),
+        }
+    }
+    *said = prompt::Content::Parts(whole);
+}
+
+fn parts(content: prompt::Content) -> Vec<Part> {
+    match content {
+        prompt::Content::Text(text) => vec![Part::Text(text)],
+        prompt::Content::Parts(parts) => parts,
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::super::error::{ApiError, ErrorObject};
-use super::super::super::pump::{Beat, Call, Commit, Finish, Pump};
+use super::super::super::pump::{Beat, Call, Commit, Finish, Passage, Pump};
 use super::super::super::sse::{self, StreamDialect};
 use super::super::super::wire::responses::{
     IncompleteDetails, OutputItem, OutputPart, ResponseEvent, ResponseObject, ResponseUsage,
@@ -229,10 +229,13 @@ impl Writer {
     }
 
     fn commit(&mut self, commit: Commit) -> Vec<Event> {
-        let mut events = self.say(Voice::Reasoning, commit.reasoning);
-        events.extend(self.say(Voice::Message, commit.content));
-        for call in commit.calls {
-            events.extend(self.call(call));
+        let mut events = Vec::new();
+        for passage in commit.passages {
+            events.extend(match passage {
+                Passage::Reasoning(text) => self.say(Voice::Reasoning, text),
+                Passage::Content(text) => self.say(Voice::Message, text),
+                Passage::Call(call) => self.call(call),
+            });
         }
         events
     }
