@@ -63,7 +63,7 @@ pub(crate) fn mean(said: &[Said]) -> f64 {
 }
 
 fn spelled(text: &Text, id: u32) -> (String, Vec<u8>) {
-    let bytes = text.token_bytes(id);
+    let bytes = text.content_bytes(id);
     (String::from_utf8_lossy(&bytes).into_owned(), bytes)
 }
 

@@ -36,7 +36,14 @@ pub(crate) enum Beat {
 pub(crate) struct Commit {
     /// In the order in which the model wrote them.
     pub passages: Vec<Passage>,
+    /// The tokens of which it has become certain where they go.
     pub tokens: Vec<Said>,
+}
+
+impl Commit {
+    fn is_empty(&self) -> bool {
+        self.passages.is_empty() && self.tokens.is_empty()
+    }
 }
 
 /// A stretch of an answer.
@@ -229,6 +236,8 @@ pub(crate) struct Voice {
     drafting: Option<Drafting>,
     /// Calls passed on so far.
     called: usize,
+    /// Committed tokens of which the text's reader has not told yet where they go.
+    untold: VecDeque<CommittedToken>,
     cost: Cost,
     ready: VecDeque<Beat>,
     state: VoiceState,
@@ -256,6 +265,7 @@ impl Voice {
             calls: manner.calls,
             drafting,
             called: 0,
+            untold: VecDeque::new(),
             cost: Cost::default(),
             ready: VecDeque::new(),
             state: VoiceState::Speaking,
@@ -293,20 +303,16 @@ impl Voice {
                     self.ready.push_back(Beat::Progress(drafting.committed(committed.steps, committed.tokens.len())));
                 }
                 let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
+                self.untold.extend(committed.tokens);
                 let deltas = self.text.push(&ids);
-                let channels = self.text.channels();
-                self.cost.reasoning_tokens += channels.iter().filter(|channel| **channel == Channel::Reasoning).count();
-                let said =
-                    channels.iter().zip(committed.tokens).map(|(channel, token)| Said { channel: *channel, token });
-                let said = said.collect();
-                let commit = self.commit(deltas, said);
+                let commit = self.commit(deltas);
                 self.ready.push_back(Beat::Commit(commit));
             }
             Some(Event::Finished(finished)) => {
                 self.state = VoiceState::Done;
                 let rest = self.text.finish();
-                if !rest.is_empty() {
-                    let commit = self.commit(rest, Vec::new());
+                let commit = self.commit(rest);
+                if !commit.is_empty() {
                     self.ready.push_back(Beat::Commit(commit));
                 }
                 self.cost.usage = finished.usage;
@@ -322,8 +328,9 @@ impl Voice {
         self.ready.push_back(Beat::Failed(ApiError::from(error)));
     }
 
-    /// What these deltas add. Calls are numbered, and those that the request does not want are left out.
-    fn commit(&mut self, deltas: Vec<Delta>, tokens: Vec<Said>) -> Commit {
+    /// What these deltas add, and the tokens that have become certain with them. Calls are numbered, and those that the
+    /// request does not want are left out.
+    fn commit(&mut self, deltas: Vec<Delta>) -> Commit {
         let mut passages = Vec::with_capacity(deltas.len());
         for delta in deltas {
             passages.push(match delta {
@@ -337,7 +344,15 @@ impl Voice {
                 }
             });
         }
-        Commit { passages, tokens }
+        Commit { passages, tokens: self.said() }
+    }
+
+    /// The tokens of which the text's reader has just told where they go.
+    fn said(&mut self) -> Vec<Said> {
+        let channels = self.text.channels();
+        self.cost.reasoning_tokens += channels.iter().filter(|channel| **channel == Channel::Reasoning).count();
+        let tokens = std::iter::from_fn(|| self.untold.pop_front());
+        channels.iter().zip(tokens).map(|(&channel, token)| Said { channel, token }).collect()
     }
 
     /// The reason as clients are told it: `tool_calls` exactly where there are calls to answer. A call that could not

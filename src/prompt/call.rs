@@ -36,11 +36,14 @@ pub(super) fn read(symbols: &[Symbol]) -> Option<Call> {
     (reader.at == symbols.len() && !name.is_empty()).then_some(Call { name, arguments })
 }
 
+/// What a quote token looks like in text.
+pub(super) const QUOTE: char = '"';
+
 /// The call as text, for a reader who is to see what the model wrote.
 pub(super) fn raw(symbols: &[Symbol]) -> String {
     let text = symbols.iter().map(|symbol| match symbol {
         Symbol::Char(c) => *c,
-        Symbol::Quote => '"',
+        Symbol::Quote => QUOTE,
     });
     text.collect()
 }

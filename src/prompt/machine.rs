@@ -39,11 +39,11 @@ pub struct Rules<'a> {
 /// What a token of an answer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Channel {
-    /// The answer proper.
+    /// The answer proper, and a call that is shown in it.
     Content,
     /// What the model thinks before it answers.
     Reasoning,
-    /// A tool call.
+    /// A tool call; until it is read, what may become one.
     Tool,
     /// No text: markers, end tokens, the thought channel's title, a stop string, whatever follows the end.
     Marker,
@@ -108,6 +108,8 @@ pub(super) struct Machine {
     /// Space of the content held back.
     space: String,
     calls: usize,
+    /// Where the text of each token of the last call that was shown begins, until somebody asks.
+    shown: Vec<usize>,
     /// Bytes of content that the stop strings have been looked for in, and those of them that belong to the answer.
     searched: usize,
     kept: usize,
@@ -133,6 +135,7 @@ impl Machine {
             blank: if raw { Blank::Shown } else { Blank::Waits },
             space: String::new(),
             calls: 0,
+            shown: Vec::new(),
             searched: 0,
             kept: 0,
             ended: None,
@@ -161,6 +164,12 @@ impl Machine {
             Place::Call(ids) => Some(ids),
             _ => None,
         }
+    }
+
+    /// Of a call that the last token has shown to be none: where the text of each of its tokens begins, as
+    /// [`Machine::reach`] counts. They are content now.
+    pub(super) fn shown_call(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.shown)
     }
 
     /// Takes a token and appends what it makes certain. What follows the end is ignored.
@@ -224,11 +233,11 @@ impl Machine {
     }
 
     fn text_token(&mut self, id: u32, out: &mut Vec<Delta>) -> Channel {
+        let Some(spelling) = self.lexicon.spelling(id) else { return Channel::Marker };
         if let Place::Call(ids) = &mut self.place {
             ids.push(id);
             return Channel::Tool;
         }
-        let Some(spelling) = self.lexicon.spelling(id) else { return Channel::Marker };
         let mut text = String::new();
         self.detokenizer.push(&self.lexicon.steps, &spelling, &mut text);
         if matches!(self.place, Place::Reasoning) {
@@ -337,7 +346,7 @@ impl Machine {
     }
 
     fn call(&mut self, ids: &[u32], out: &mut Vec<Delta>) {
-        let symbols = self.symbols(ids);
+        let (symbols, begins) = self.symbols(ids);
         let call = call::read(&symbols).filter(|call| {
             let admitted = self.callable.as_ref().is_none_or(|tools| tools.admit(&call.name, &call.arguments));
             self.dialect == Dialect::Chat && admitted
@@ -349,18 +358,24 @@ impl Machine {
                 self.blank = Blank::Waits;
                 out.push(Delta::ToolCall { name: call.name, arguments: call.arguments });
             }
-            None => self.scan(&call::raw(&symbols), out),
+            None => {
+                self.shown = begins.into_iter().map(|begin| self.searched + begin).collect();
+                self.scan(&call::raw(&symbols), out);
+            }
         }
     }
 
-    /// A call's tokens as symbols; each stretch of text between quote tokens is decoded by itself.
-    fn symbols(&self, ids: &[u32]) -> Vec<Symbol> {
-        let mut symbols = Vec::new();
+    /// A call's tokens as symbols, and where in the text of these that of each token begins. Each stretch between quote
+    /// tokens is decoded by itself.
+    fn symbols(&self, ids: &[u32]) -> (Vec<Symbol>, Vec<usize>) {
+        let (mut symbols, mut begins) = (Vec::new(), Vec::with_capacity(ids.len()));
         let mut detokenizer = Detokenizer::default();
-        let mut text = String::new();
+        let (mut before, mut text) = (0, String::new());
         for &id in ids {
+            begins.push(before + text.len());
             if self.lexicon.mark(id) == Some(Mark::Quote) {
                 detokenizer.finish(&self.lexicon.steps, &mut text);
+                before += text.len() + call::QUOTE.len_utf8();
                 symbols.extend(text.drain(..).map(Symbol::Char));
                 symbols.push(Symbol::Quote);
             } else if let Some(spelling) = self.lexicon.spelling(id) {
@@ -369,12 +384,12 @@ impl Machine {
         }
         detokenizer.finish(&self.lexicon.steps, &mut text);
         symbols.extend(text.chars().map(Symbol::Char));
-        symbols
+        (symbols, begins)
     }
 
     /// The call's tokens as text.
     pub(super) fn call_text(&self, ids: &[u32]) -> String {
-        call::raw(&self.symbols(ids))
+        call::raw(&self.symbols(ids).0)
     }
 
     fn end(&mut self, out: &mut Vec<Delta>) {

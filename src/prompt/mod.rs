@@ -160,6 +160,15 @@ impl Text {
         }
     }
 
+    /// The bytes that a token adds to content: as [`Text::token_bytes`], except that what stands around the strings of a
+    /// call is shown as a quote.
+    pub fn content_bytes(&self, id: u32) -> Vec<u8> {
+        match self.lexicon.mark(id) {
+            Some(Mark::Quote) => call::QUOTE.to_string().into_bytes(),
+            _ => self.token_bytes(id),
+        }
+    }
+
     /// Tokens the tokeniser knows, added ones included.
     pub fn vocabulary(&self) -> usize {
         self.lexicon.tokenizer.get_vocab_size(true)

@@ -26,7 +26,16 @@ impl CommitGate for Gate {
 /// The pieces it gives out depend on the tokens alone, never on how they are grouped; no piece ends inside a character.
 pub struct TextReader {
     machine: Machine,
+    /// The tokens whose channels have not been told yet.
+    untold: Vec<Untold>,
     channels: Vec<Channel>,
+}
+
+/// What is known of a token.
+struct Untold {
+    channel: Channel,
+    /// Where its text begins, as [`Machine::reach`] counts.
+    begin: usize,
 }
 
 /// The text of a canvas that is still being denoised.
@@ -40,36 +49,58 @@ pub struct DraftText {
 
 impl TextReader {
     pub(super) fn new(machine: Machine) -> TextReader {
-        TextReader { machine, channels: Vec::new() }
+        TextReader { machine, untold: Vec::new(), channels: Vec::new() }
     }
 
     /// Takes committed tokens and gives out the text they make certain, in order.
     pub fn push(&mut self, tokens: &[u32]) -> Vec<Delta> {
         let mut out = Vec::new();
-        let mut begins = Vec::with_capacity(tokens.len());
-        self.channels.clear();
         for &id in tokens {
-            begins.push(self.machine.reach());
+            let begin = self.machine.reach();
             let channel = self.machine.push(id, &mut out);
-            self.channels.push(channel);
+            self.show_call();
+            self.untold.push(Untold { channel, begin });
         }
-        if let Some(cut) = self.machine.cut() {
-            let said = self.channels.iter_mut().zip(begins).filter(|(channel, _)| **channel == Channel::Content);
-            said.filter(|(_, begin)| *begin >= cut).for_each(|(channel, _)| *channel = Channel::Marker);
-        }
+        self.tell();
         out
     }
 
-    /// What each token of the last [`TextReader::push`] belongs to. Tokens of a stop string are no content; but where it
-    /// began in an earlier push, the tokens of that one have been content already.
+    /// What the tokens belong to of which the last [`TextReader::push`], or [`TextReader::finish`], has made that certain:
+    /// they follow those of the one before. Tokens of a call wait until it has been read, since one that is none is
+    /// content. Tokens of a stop string are no content; but where it began in an earlier push, the tokens of that one have
+    /// been content already, unless they waited.
     pub fn channels(&self) -> &[Channel] {
         &self.channels
+    }
+
+    /// A call that is none is content, and so are its tokens.
+    fn show_call(&mut self) {
+        let begins = self.machine.shown_call().into_iter().rev();
+        let tokens = self.untold.iter_mut().rev().filter(|token| token.channel == Channel::Tool);
+        for (begin, token) in begins.zip(tokens) {
+            *token = Untold { channel: Channel::Content, begin };
+        }
+    }
+
+    /// Tells the channels of all tokens but those from the first of an open call on.
+    fn tell(&mut self) {
+        if let Some(cut) = self.machine.cut() {
+            let said = self.untold.iter_mut().filter(|token| token.channel == Channel::Content);
+            said.filter(|token| token.begin >= cut).for_each(|token| token.channel = Channel::Marker);
+        }
+        let open = self.machine.open_call().map_or(0, <[u32]>::len);
+        let calls = self.untold.iter().enumerate().rev().filter(|(_, token)| token.channel == Channel::Tool);
+        let certain = calls.take(open).last().map_or(self.untold.len(), |(at, _)| at);
+        self.channels.clear();
+        self.channels.extend(self.untold.drain(..certain).map(|token| token.channel));
     }
 
     /// Gives out what was held back: the answer is over. Nothing comes after it.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut out = Vec::new();
         self.machine.finish(&mut out);
+        self.show_call();
+        self.tell();
         out
     }
 

@@ -4,6 +4,10 @@ use serde_json::{Value, json};
 
 use super::support::{App, STORY, chat_body, hear, ids};
 
+/// What the model says to "both", without what ends it.
+const BOTH: &str = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|>\
+                    <|tool_call>call:weather{city:<|\"|>Rome<|\"|>}<tool_call|>";
+
 async fn streamed(app: &App, message: &str, fields: Value) -> Vec<Value> {
     let mut body = chat_body(message, fields);
     body["stream"] = json!(true);
@@ -103,12 +107,30 @@ async fn stop_strings_are_looked_for_in_the_content_alone() {
 #[tokio::test]
 async fn logprobs_spell_the_content_and_nothing_else() {
     let app = App::new();
-    for cue in ["think", "blank", "umlaut", "story"] {
-        let whole = app.chat(cue, json!({"logprobs": true, "top_logprobs": 1})).await.ok();
+    let other = json!([{"type": "function", "function": {"name": "other"}}]);
+    for (cue, mut fields) in [
+        ("think", json!({})),
+        ("blank", json!({})),
+        ("umlaut", json!({})),
+        ("story", json!({})),
+        // Calls that are shown: what cannot be read, what nobody offered, in one canvas and in two, and cut off.
+        ("broken", json!({"tools": weather()})),
+        ("call", json!({"tools": other})),
+        ("both", json!({})),
+        ("between", json!({"tools": other})),
+        ("look", json!({"tools": other})),
+        ("look", json!({"tools": weather(), "max_tokens": 8})),
+        ("both", json!({"tools": weather(), "max_tokens": ids(BOTH).len() - 2})),
+    ] {
+        (fields["logprobs"], fields["top_logprobs"]) = (json!(true), json!(1));
+        let whole = app.chat(cue, fields.clone()).await.ok();
+        let heard = hear(&streamed(&app, cue, fields).await, 0);
+        assert_eq!(json!(heard.logprobs), whole["choices"][0]["logprobs"]["content"], "{cue}");
         let tokens = whole["choices"][0]["logprobs"]["content"].as_array().unwrap();
         let bytes = tokens.iter().flat_map(|token| token["bytes"].as_array().unwrap());
         let bytes: Vec<u8> = bytes.map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap()).collect();
-        assert_eq!(String::from_utf8(bytes).unwrap(), message(&whole)["content"].as_str().unwrap());
+        assert_eq!(String::from_utf8(bytes).unwrap(), message(&whole)["content"].as_str().unwrap(), "{cue}");
+        assert!(!tokens.is_empty(), "{cue}");
     }
 }
 

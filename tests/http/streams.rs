@@ -71,6 +71,7 @@ async fn streamed_and_whole_answers_are_equal() {
         ("story", json!({"stop": ["lived in a"], "logprobs": true})),
         ("babble", json!({"max_tokens": 37})),
         ("both", json!({"tools": tools})),
+        ("mixed", json!({"tools": tools, "logprobs": true})),
         ("call", json!({"tools": tools, "parallel_tool_calls": false})),
     ] {
         let whole = app.chat(message, fields.clone()).await.ok();

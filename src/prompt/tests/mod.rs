@@ -1,5 +1,6 @@
 //! The room as a whole: rendering, tokenising and reading with the shipped tokeniser and a full-size template.
 
+mod channels;
 mod fixtures;
 mod reading;
 mod rendering;
