@@ -1,6 +1,6 @@
 //! `canvasd health`: asks a server whether it is well. For container health checks, where no curl is at hand.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
@@ -55,10 +55,18 @@ fn ask(url: &str) -> Result<String, String> {
     for address in addresses {
         match talk(address, authority) {
             Ok(status) => return Ok(status),
-            Err(error) => last = error.to_string(),
+            Err(error) => last = words(&error),
         }
     }
     Err(last)
+}
+
+/// What went wrong. The system has several names for an answer that does not come, and none of them says so.
+fn words(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no answer within {} s", PATIENCE.as_secs()),
+        _ => error.to_string(),
+    }
 }
 
 fn talk(address: std::net::SocketAddr, authority: &str) -> std::io::Result<String> {
@@ -71,4 +79,16 @@ fn talk(address: std::net::SocketAddr, authority: &str) -> std::io::Result<Strin
     stream.take(256).read_to_end(&mut head)?;
     let text = String::from_utf8_lossy(&head);
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_says_nothing_gives_no_answer() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        assert_eq!(ask(&url).unwrap_err(), "no answer within 3 s");
+    }
 }

@@ -350,6 +350,9 @@ def test_the_checked_in_openapi_document_is_what_the_program_prints(http):
 def test_health_probe(server):
     assert canvasd("health", server.url).returncode == 0
     assert canvasd("health", "http://127.0.0.1:1").returncode == 1
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        run = canvasd("health", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert run.returncode == 1 and "no answer within 3 s" in run.stderr, run.stderr
 
 
 def test_bench_reports_every_level(server, tmp_path):
