@@ -21,9 +21,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::stall;
+
 /// How long, and how many bytes, a client may go on sending a body that was refused before it was read.
 const LINGER: Duration = Duration::from_secs(5);
 const DISCARDED: usize = 64 << 20;
+
+/// What the system may hold of an answer that the client has not read. Its own choice can be megabytes, and it tells of
+/// progress only when a good part of them has left: somebody who reads slowly would seem to read nothing.
+#[cfg(unix)]
+const UNREAD: usize = 128 << 10;
 
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +39,8 @@ pub struct Bounds {
     pub connections: usize,
     /// Longest time for a request's head.
     pub head: Duration,
+    /// Longest time without a client's taking any of an answer that waits for it.
+    pub stall: Duration,
 }
 
 /// Serves connections until `close` is cancelled, then waits until every connection has ended; a request that is being
@@ -51,7 +60,7 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close:
         };
         match accepted {
             Ok((stream, peer)) => {
-                let task = connection(stream, peer, router.clone(), bounds.head, close.clone());
+                let task = connection(stream, peer, router.clone(), bounds, close.clone());
                 connections.spawn(async move {
                     task.await;
                     drop(place);
@@ -69,9 +78,12 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close:
     connections.wait().await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, head: Duration, close: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, bounds: Bounds, close: CancellationToken) {
     // Small pieces of a stream should leave at once.
     let _ = stream.set_nodelay(true);
+    #[cfg(unix)]
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNREAD);
+    let stream = stall::Guarded::new(stream, bounds.stall);
     let unread = Arc::new(AtomicBool::new(false));
     let noted = unread.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -81,7 +93,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, head: D
     });
     let mut serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head)
+        .header_read_timeout(bounds.head)
         .serve_connection(TokioIo::new(stream), service);
     let ended = tokio::select! {
         ended = poll_fn(|cx| serving.poll_without_shutdown(cx)) => ended,
@@ -93,7 +105,14 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, head: D
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "a connection ended early");
     }
-    let mut stream = serving.into_parts().io.into_inner();
+    let stream = serving.into_parts().io.into_inner();
+    let stalled = stream.stalled();
+    let mut stream = stream.into_inner();
+    if stalled {
+        // A reset: otherwise the system would go on offering what it still holds.
+        let _ = stream.set_zero_linger();
+        return;
+    }
     let _ = stream.shutdown().await;
     if unread.load(Ordering::Acquire) {
         let _ = tokio::time::timeout(LINGER, discard(stream)).await;

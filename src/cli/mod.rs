@@ -16,6 +16,7 @@ mod quantize;
 mod screen;
 mod serve;
 mod signals;
+mod stall;
 mod wire;
 
 use std::error::Error;

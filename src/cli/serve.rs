@@ -103,8 +103,11 @@ async fn serve(
         variant: variant(&config, house.digest, house.path),
     };
     let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
-    let bounds =
-        Bounds { connections: config.max_connections, head: Duration::from_secs(config.header_timeout_seconds) };
+    let bounds = Bounds {
+        connections: config.max_connections,
+        head: Duration::from_secs(config.header_timeout_seconds),
+        stall: Duration::from_secs(config.stall_timeout_seconds),
+    };
     let close = CancellationToken::new();
     let serving = tokio::spawn(listen::serve(listener, router, bounds, close.clone()));
 

@@ -11,9 +11,13 @@ import httpx
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
-def connect(server, timeout=30):
+def address(server):
     host, port = urllib.parse.urlparse(server.url).netloc.split(":")
-    return socket.create_connection((host, int(port)), timeout=timeout)
+    return host, int(port)
+
+
+def connect(server, timeout=30):
+    return socket.create_connection(address(server), timeout=timeout)
 
 
 def read_all(connection):
@@ -75,3 +79,50 @@ def test_a_client_that_never_reads_or_never_sends_is_let_go(start):
         # It keeps its place for some seconds, and then no longer, though it neither sends nor closes.
         assert httpx.get(server.url + "/health", timeout=30).status_code == 200
         assert read_all(idle).startswith(b"HTTP/1.1 415")
+
+
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def test_clients_that_do_not_read_hold_no_place(start):
+    server = start(environment={
+        "CANVASD_MAX_CONNECTIONS": "4", "CANVASD_STALL_TIMEOUT_SECONDS": "2", "CANVASD_API_KEY": "k"})
+    with contextlib.ExitStack() as stack:
+        deaf = [stack.enter_context(connect(server)) for _ in range(4)]
+        for connection in deaf:
+            # More than the system takes in on both sides.
+            connection.sendall(DOCUMENT * 400)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert httpx.get(server.url + "/health", timeout=30).status_code == 200
+        assert time.monotonic() - begun < 15
+
+
+def test_a_client_that_reads_slowly_gets_everything(start):
+    server = start(environment={"CANVASD_STALL_TIMEOUT_SECONDS": "2"})
+    length = len(httpx.get(server.url + "/openapi.json").content)
+    count = 2 * 1024 * 1024 // length
+    with socket.socket() as connection:
+        # Little is taken in ahead, so that the server has to wait for the reader.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        connection.settimeout(30)
+        connection.connect(address(server))
+        connection.sendall(DOCUMENT * (count - 1) + DOCUMENT.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        taken = []
+        begun = time.monotonic()
+        # For longer than the timeout, and far more slowly than the answers are there.
+        while part := connection.recv(12288 if time.monotonic() - begun < 8 else 65536):
+            taken.append(part)
+            if time.monotonic() - begun < 8:
+                time.sleep(0.1)
+        answers = b"".join(taken)
+    assert answers.count(b"HTTP/1.1 200") == count and len(answers) > count * length
+
+
+def test_a_client_that_asks_late_is_not_stalled(start):
+    server = start(environment={"CANVASD_STALL_TIMEOUT_SECONDS": "1"})
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(GET)
+            assert b"200 OK" in connection.recv(65536)
+            time.sleep(2)
