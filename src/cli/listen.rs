@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
@@ -32,6 +32,9 @@ const DISCARDED: usize = 64 << 20;
 #[cfg(unix)]
 const UNREAD: usize = 128 << 10;
 
+/// Time between two lines about connections that cannot be accepted.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
@@ -48,6 +51,7 @@ pub struct Bounds {
 pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close: CancellationToken) {
     let places = Arc::new(Semaphore::new(bounds.connections.min(Semaphore::MAX_PERMITS)));
     let connections = TaskTracker::new();
+    let mut failures = Failures::default();
     loop {
         // A place first: what cannot be served waits in the listener's backlog.
         let place = tokio::select! {
@@ -68,7 +72,9 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close:
             }
             Err(error) => {
                 // Out of file descriptors, or a client that left at once: neither is a reason to stop.
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(failures) = failures.count(Instant::now()) {
+                    tracing::warn!(%error, failures, "connections cannot be accepted; they wait");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -76,6 +82,26 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close:
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// Counts connections that could not be accepted. Each that waits is tried again many times a second, and the log should
+/// not have a line for each.
+#[derive(Debug, Default)]
+struct Failures {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Failures {
+    /// Counts one more; gives how many there are to tell, if it is time to tell: the first at once, then some together.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now.duration_since(told) < BETWEEN_LINES) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, bounds: Bounds, close: CancellationToken) {
@@ -173,5 +199,19 @@ impl Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_to_accept_are_told_now_and_then() {
+        let begun = Instant::now();
+        let mut failures = Failures::default();
+        let told: Vec<_> = (0..500).map(|n| failures.count(begun + Duration::from_millis(50) * n)).collect();
+        let lines: Vec<_> = told.iter().enumerate().filter_map(|(at, count)| count.map(|count| (at, count))).collect();
+        assert_eq!(lines, [(0, 1), (200, 200), (400, 200)]);
     }
 }

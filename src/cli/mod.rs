@@ -4,6 +4,7 @@
 //! text room and the scheduler from the configuration.
 
 mod bench;
+mod descriptors;
 mod error;
 mod fetch;
 mod generate;

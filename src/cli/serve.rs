@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::CliError;
+use super::descriptors;
 use super::listen::{self, Bounds};
 use super::options::{self, ModelOptions, push};
 use super::signals::Signals;
@@ -104,7 +105,7 @@ async fn serve(
     };
     let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
     let bounds = Bounds {
-        connections: config.max_connections,
+        connections: descriptors::connections(config.max_connections),
         head: Duration::from_secs(config.header_timeout_seconds),
         stall: Duration::from_secs(config.stall_timeout_seconds),
     };

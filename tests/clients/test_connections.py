@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import re
 import socket
 import time
 import urllib.parse
 
 import httpx
+
+from conftest import BINARY
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -126,3 +129,31 @@ def test_a_client_that_asks_late_is_not_stalled(start):
             connection.sendall(GET)
             assert b"200 OK" in connection.recv(65536)
             time.sleep(2)
+
+
+def limited(limits):
+    """The command of a server under such limits on open files."""
+    return ["bash", "-c", f'ulimit {limits} && exec "$0" serve --port 0', BINARY]
+
+
+def test_a_low_limit_on_open_files_is_raised(start):
+    server = start(command=limited("-Sn 40"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(60):
+            # Sooner than an idle one is let go.
+            connection = stack.enter_context(connect(server, timeout=15))
+            connection.sendall(GET)
+            assert b"200 OK" in connection.recv(65536)
+
+
+def test_too_few_files_mean_fewer_connections_and_few_lines(start):
+    server = start(command=limited("-n 24"), environment={"CANVASD_HEADER_TIMEOUT_SECONDS": "4"})
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(connect(server))
+        # Those that have no place wait until the idle ones are let go.
+        assert httpx.get(server.url + "/health", timeout=30).status_code == 200
+    assert server.stop() == 0
+    warnings = [line for line in server.log if "WARN" in line]
+    assert len(warnings) <= 3, "".join(warnings)
+    assert re.search("max_connections = 1024 needs 1088 open files", warnings[0]) and "ulimit" in warnings[0]
