@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::body::IGNORED;
 use super::error::{ApiError, Enveloped};
+use super::meters::Meters;
 use super::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,8 +27,8 @@ const LONGEST_ID: usize = 128;
 const LEFT: u16 = 499;
 
 /// Gives the request an id, takes the time until the response's head, counts and logs it.
-pub(crate) async fn observe(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let visit = Visit::begin(state, &request);
+pub(crate) async fn observe(State(meters): State<Arc<Meters>>, request: Request, next: Next) -> Response {
+    let visit = Visit::begin(meters, &request);
     let id = visit.id.clone();
     let mut response = next.run(request).await;
     let took = visit.answered(response.status());
@@ -44,7 +45,7 @@ pub(crate) async fn observe(State(state): State<AppState>, request: Request, nex
 /// A request on its way to the head of its answer. One that is dropped before, mostly because its client has hung up, is
 /// counted and logged all the same.
 struct Visit {
-    state: AppState,
+    meters: Arc<Meters>,
     id: HeaderValue,
     method: &'static str,
     route: String,
@@ -53,9 +54,9 @@ struct Visit {
 }
 
 impl Visit {
-    fn begin(state: AppState, request: &Request) -> Visit {
+    fn begin(meters: Arc<Meters>, request: &Request) -> Visit {
         Visit {
-            state,
+            meters,
             id: request_id(request.headers()),
             method: known_method(request.method()),
             route: request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned(),
@@ -73,16 +74,16 @@ impl Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        let Visit { state, id, method, route, start, status } = &*self;
+        let Visit { meters, id, method, route, start, status } = &*self;
         let (id, method, took) = (id.to_str().unwrap_or_default(), *method, start.elapsed());
         let ms = took.as_millis() as u64;
         match status.map(|status| status.as_u16()) {
             Some(status) => {
-                state.meters().answered(method, route, status, took);
+                meters.answered(method, route, status, took);
                 tracing::info!(id, method, route, status, ms, "answered");
             }
             None => {
-                state.meters().left(method, route, LEFT);
+                meters.left(method, route, LEFT);
                 tracing::info!(id, method, route, status = LEFT, ms, "the connection ended before the answer");
             }
         }

@@ -14,6 +14,7 @@ mod edits;
 mod error;
 mod failures;
 mod generation;
+mod loading;
 mod logprobs;
 mod meters;
 mod order;
@@ -24,6 +25,8 @@ mod sse;
 mod state;
 mod wire;
 
+use std::sync::Arc;
+
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -31,10 +34,12 @@ use axum::{Router, http::StatusCode};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use document::openapi;
+pub use loading::loading;
 pub use settings::{ApiSettings, Keys, OpenDoor, check_door};
 pub use state::{AppState, ModelCard};
 
 use error::ApiError;
+use meters::Meters;
 
 /// The whole API as a service.
 pub fn router(state: AppState) -> Router {
@@ -62,9 +67,18 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(edge::method_not_allowed)
         .layer(CatchPanicLayer::custom(|_| ApiError::of_status(StatusCode::INTERNAL_SERVER_ERROR).into_response()))
         .layer(from_fn(edge::envelop));
-    let all = match edge::cors(&state.settings().cors_origins) {
-        Some(cors) => all.layer(cors),
-        None => all,
+    dressed(all, state.settings(), state.meters().clone()).with_state(state)
+}
+
+/// The service with what every answer gets, whoever gives it: leave for pages of other origins, an id, a count.
+fn dressed<S: Clone + Send + Sync + 'static>(
+    service: Router<S>,
+    settings: &ApiSettings,
+    meters: Arc<Meters>,
+) -> Router<S> {
+    let service = match edge::cors(&settings.cors_origins) {
+        Some(cors) => service.layer(cors),
+        None => service,
     };
-    all.layer(from_fn_with_state(state.clone(), edge::observe)).with_state(state)
+    service.layer(from_fn_with_state(meters, edge::observe))
 }

@@ -34,7 +34,7 @@ struct Inner {
     fingerprint: String,
     text: Arc<Text>,
     engine: Handle,
-    meters: Meters,
+    meters: Arc<Meters>,
 }
 
 impl AppState {
@@ -44,7 +44,7 @@ impl AppState {
         let mut hasher = DefaultHasher::new();
         (env!("CARGO_PKG_VERSION"), &card.id, &card.variant, engine.limits().vocabulary).hash(&mut hasher);
         let fingerprint = format!("fp_{:016x}", hasher.finish());
-        let meters = Meters::new();
+        let meters = Arc::new(Meters::new());
         AppState(Arc::new(Inner { settings, card, started: unix_seconds(), fingerprint, text, engine, meters }))
     }
 
@@ -73,7 +73,7 @@ impl AppState {
         &self.0.engine
     }
 
-    pub(crate) fn meters(&self) -> &Meters {
+    pub(crate) fn meters(&self) -> &Arc<Meters> {
         &self.0.meters
     }
 

@@ -1,4 +1,5 @@
-//! The accept loop: a router on a socket, with bounds on what a client can hold and a close that loses nothing.
+//! The accept loop: a router on a socket, with bounds on what a client can hold and a close that loses nothing. The router
+//! may be changed for another while connections are open.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -16,7 +17,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -47,8 +48,9 @@ pub struct Bounds {
 }
 
 /// Serves connections until `close` is cancelled, then waits until every connection has ended; a request that is being
-/// answered is answered to its end. Aborting the future drops what is left.
-pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, close: CancellationToken) {
+/// answered is answered to its end. Aborting the future drops what is left. Each request is for the router that there is
+/// when it comes, whenever its connection was made.
+pub async fn serve(listener: TcpListener, router: watch::Receiver<Router>, bounds: Bounds, close: CancellationToken) {
     let places = Arc::new(Semaphore::new(bounds.connections.min(Semaphore::MAX_PERMITS)));
     let connections = TaskTracker::new();
     let mut failures = Failures::default();
@@ -104,7 +106,13 @@ impl Failures {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, bounds: Bounds, close: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: watch::Receiver<Router>,
+    bounds: Bounds,
+    close: CancellationToken,
+) {
     // Small pieces of a stream should leave at once.
     let _ = stream.set_nodelay(true);
     #[cfg(unix)]
@@ -114,7 +122,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, bounds:
     let noted = unread.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        let (router, noted) = (router.clone(), noted.clone());
+        let (router, noted) = (router.borrow().clone(), noted.clone());
         Box::pin(async move { Ok::<_, Infallible>(answer(router, request, &noted).await) })
     });
     let mut serving = hyper::server::conn::http1::Builder::new()
@@ -204,7 +212,37 @@ impl Body for Watched {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+
     use super::*;
+
+    /// Asks on an open connection and gives the body, which is one letter.
+    async fn ask(stream: &mut TcpStream) -> char {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        char::from(stream.read_u8().await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_open_connection_meets_the_router_of_the_moment() {
+        let saying = |letter: &'static str| Router::new().route("/", get(move || async move { letter }));
+        let bounds = Bounds { connections: 4, head: Duration::from_secs(30), stall: Duration::from_secs(30) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (router, current) = watch::channel(saying("a"));
+        let close = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, current, bounds, close.clone()));
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        assert_eq!(ask(&mut kept).await, 'a');
+        let _ = router.send_replace(saying("b"));
+        assert_eq!(ask(&mut kept).await, 'b');
+        assert_eq!(ask(&mut TcpStream::connect(address).await.unwrap()).await, 'b');
+        close.cancel();
+        serving.await.unwrap();
+    }
 
     #[test]
     fn failures_to_accept_are_told_now_and_then() {

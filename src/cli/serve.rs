@@ -5,8 +5,11 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::Router;
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::CliError;
@@ -68,15 +71,18 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
     options::start_log(&config, "info")?;
     let keys = keys(&config)?;
     let address = address(&config, &keys)?;
-    // Before the model is loaded: an occupied port should be told at once. Clients that come early wait.
+    // Before the model is loaded: an occupied port should be told at once.
     let listener = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|source| CliError::Listen { address, source })?;
     super::block_on(async {
         let mut signals = Signals::new()?;
+        let settings = api_settings(&config, keys);
+        let door = Door::open(listener, api::loading(&settings), bounds(&config))?;
+        tracing::info!(address = %door.address, "loading the model");
         let loading = config.clone();
         match signals.or(move || wire::open(&loading)).await {
-            Ok(house) => serve(config, keys, listener, house?, signals).await,
+            Ok(house) => serve(config, settings, door, house?, signals).await,
             Err(name) => {
                 tracing::info!("{name}: stopped before the model was loaded");
                 Ok(())
@@ -85,32 +91,44 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
     })
 }
 
+/// The socket, which is answered on from the start; what answers changes when the model is there.
+struct Door {
+    address: SocketAddr,
+    router: watch::Sender<Router>,
+    close: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Door {
+    /// Begins to answer; needs a runtime.
+    fn open(listener: std::net::TcpListener, router: Router, bounds: Bounds) -> Result<Door, CliError> {
+        let listener = TcpListener::from_std(listener).map_err(CliError::io("the listener cannot be used"))?;
+        let address = listener.local_addr().map_err(CliError::io("the listener has no address"))?;
+        let (router, current) = watch::channel(router);
+        let close = CancellationToken::new();
+        let serving = tokio::spawn(listen::serve(listener, current, bounds, close.clone()));
+        Ok(Door { address, router, close, serving })
+    }
+}
+
 async fn serve(
     config: Config,
-    keys: Keys,
-    listener: std::net::TcpListener,
+    settings: ApiSettings,
+    door: Door,
     house: House,
     mut signals: Signals,
 ) -> Result<(), CliError> {
-    let listener = TcpListener::from_std(listener).map_err(CliError::io("the listener cannot be used"))?;
-    let address = listener.local_addr().map_err(CliError::io("the listener has no address"))?;
-    greet(&house, &config, &keys, address);
-
+    let Door { address, router, close, serving } = door;
     let handle = house.engine.handle();
     let card = ModelCard {
-        id: house.name,
+        id: house.name.clone(),
         aliases: config.model_aliases.clone(),
         sampler: house.sampler,
         variant: variant(&config, house.digest, house.path),
     };
-    let router = api::router(AppState::new(api_settings(&config, keys), card, house.text, handle.clone()));
-    let bounds = Bounds {
-        connections: descriptors::connections(config.max_connections),
-        head: Duration::from_secs(config.header_timeout_seconds),
-        stall: Duration::from_secs(config.stall_timeout_seconds),
-    };
-    let close = CancellationToken::new();
-    let serving = tokio::spawn(listen::serve(listener, router, bounds, close.clone()));
+    let state = AppState::new(settings.clone(), card, house.text.clone(), handle.clone());
+    let _ = router.send_replace(api::router(state));
+    greet(&house, &config, &settings.keys, address);
 
     tokio::select! {
         () = stopped(&handle) => {
@@ -179,6 +197,15 @@ fn address(config: &Config, keys: &Keys) -> Result<SocketAddr, CliError> {
     let address = (host, config.port).to_socket_addrs().map_err(resolve)?.next().ok_or_else(none)?;
     api::check_door(address.ip(), keys, config.allow_unauthenticated)?;
     Ok(address)
+}
+
+/// What clients may hold. The process's limit on open files is raised to it where that is needed.
+fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        connections: descriptors::connections(config.max_connections),
+        head: Duration::from_secs(config.header_timeout_seconds),
+        stall: Duration::from_secs(config.stall_timeout_seconds),
+    }
 }
 
 fn api_settings(config: &Config, keys: Keys) -> ApiSettings {

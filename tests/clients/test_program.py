@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -86,6 +87,60 @@ def test_signals_are_received_before_the_model_is_there(command, code, number, t
     assert process.returncode == code and "panicked" not in log, log
 
 
+@pytest.fixture
+def slow(tmp_path):
+    """A server that waits for its model's configuration, the address, and the pipe by which it comes."""
+    demo, folder = ROOT / "models" / "demo", tmp_path / "slow"
+    folder.mkdir()
+    for file in demo.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file)
+    os.mkfifo(folder / "config.json")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("CANVASD_")}
+    with subprocess.Popen(
+        [BINARY, "serve", "--port", "0", "--model", folder], env=clean | {"CANVASD_API_KEY": "k"}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:
+        for line in process.stderr:
+            if found := re.search(r"loading the model address=(\S+)", line):
+                break
+        yield process, f"http://{found.group(1)}", folder / "config.json"
+        process.kill()
+
+
+def test_probes_are_answered_while_the_model_loads(slow):
+    process, url, pipe = slow
+    with httpx.Client(base_url=url, timeout=10, headers={"authorization": "Bearer k"}) as kept:
+        assert kept.get("/health").status_code == 200
+        assert canvasd("health", url).returncode == 0
+        for answer in (kept.get("/ready"), kept.post("/v1/chat/completions", json={"messages": STORY}), kept.get("/")):
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "loading", answer.text
+            assert int(answer.headers["retry-after"]) >= 1
+        opened = [kept.get("/health").extensions["network_stream"].get_extra_info("client_addr")]
+        pipe.write_text((ROOT / "models" / "demo" / "config.json").read_text())
+        until = time.monotonic() + 60
+        while (answer := kept.get("/ready")).status_code == 503:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        # On the connection that was open all the time.
+        assert opened == [answer.extensions["network_stream"].get_extra_info("client_addr")]
+        body = {"messages": STORY, "max_tokens": 3}
+        assert kept.post("/v1/chat/completions", json=body).status_code == 200
+        assert httpx.post(url + "/v1/chat/completions", json=body).status_code == 401
+    assert "serves" in process.stdout.readline() and url in process.stdout.readline()
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(slow):
+    process, url, pipe = slow
+    with httpx.Client(base_url=url, timeout=10) as kept:
+        assert kept.get("/health").status_code == 200
+        pipe.write_text("rubbish")
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 3 and "config.json" in log and "not JSON" in log, log
+
+
 def test_without_grace_running_answers_are_told(start, model):
     server = start(environment={"CANVASD_GRACE_SECONDS": "0"})
     with server.client() as client:
@@ -131,7 +186,7 @@ def test_nobody_need_read_the_first_lines():
     answered = False
     while process.poll() is None and not answered:
         try:
-            answered = httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+            answered = httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200
         except httpx.TransportError:
             time.sleep(0.05)
     process.terminate()

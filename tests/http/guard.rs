@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, header};
-use canvasd::api::{ApiSettings, Keys};
+use canvasd::api::{ApiSettings, Keys, loading};
 use canvasd::scheduler::Settings;
 use serde_json::json;
 
@@ -237,4 +237,26 @@ async fn a_draining_server_takes_no_more() {
     ask(Request::get("/health").body(Body::empty()).unwrap()).await.refused(503);
     let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
     ask(request.body(Body::from(chat_body("hello", json!({})).to_string())).unwrap()).await.refused(503);
+}
+
+#[tokio::test]
+async fn before_the_model_is_loaded_only_health_is_well() {
+    let settings =
+        ApiSettings { keys: Keys::new(["sesame"]), cors_origins: vec!["*".into()], ..ApiSettings::default() };
+    let ask = async |method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(path).header(header::ORIGIN, "http://x.example");
+        let request = request.header("x-request-id", "mine-42").body(Body::empty()).unwrap();
+        Reply::of(tower::ServiceExt::oneshot(loading(&settings), request).await.unwrap()).await
+    };
+    let health = ask("GET", "/health").await;
+    assert_eq!(health.ok(), json!({"status": "ok"}));
+    assert_eq!(ask("PUT", "/health").await.refused(405)["code"], "method_not_allowed");
+    for (method, path) in [("GET", "/ready"), ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/")] {
+        let reply = ask(method, path).await;
+        let error = reply.refused(503);
+        assert_eq!((&error["code"], &error["type"]), (&json!("loading"), &json!("server_error")), "{path}");
+        assert_eq!(reply.headers[header::RETRY_AFTER], "5");
+        assert_eq!(reply.headers["x-request-id"], "mine-42");
+        assert_eq!(reply.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    }
 }

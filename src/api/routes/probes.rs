@@ -11,7 +11,7 @@ use super::super::state::AppState;
 use super::super::wire::other::{Health, Version};
 use crate::scheduler::State as EngineState;
 
-/// Says that the process lives: its engine runs, or is finishing what it has begun.
+/// Says that the process lives: its model is being loaded, its engine runs, or is finishing what it has begun.
 #[utoipa::path(
     get,
     path = "/health",
@@ -19,8 +19,8 @@ use crate::scheduler::State as EngineState;
     tag = "Operation",
     responses(
         (status = 200, description = "It lives.", body = Health),
-        (status = 503, description = "Its engine has stopped; the process is about to end.", body = ErrorBody),
-        PublicFailures
+        PublicFailures,
+        (status = 503, description = "Its engine has stopped; the process is about to end.", body = ErrorBody)
     )
 )]
 pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
@@ -42,8 +42,13 @@ fn stopped() -> ApiError {
     tag = "Operation",
     responses(
         (status = 200, description = "Requests are taken.", body = Health),
-        (status = 503, description = "The server is shutting down or its engine has stopped.", body = ErrorBody),
-        PublicFailures
+        PublicFailures,
+        (
+            status = 503,
+            description = "The model is still being loaded (`Retry-After` says when to try again), the server is \
+                           shutting down, or its engine has stopped.",
+            body = ErrorBody
+        )
     )
 )]
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
