@@ -54,7 +54,7 @@ fn endless() -> Sampler {
 
 fn job(seed: u64) -> Job {
     let prompt: Vec<u32> = (0..500).map(|i| (i * 7 + seed as u32) % 1000).collect();
-    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless) }], 100_000, endless())
+    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless), structure: None }], 100_000, endless())
 }
 
 struct Machine {

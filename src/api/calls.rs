@@ -1,6 +1,6 @@
 //! Whether an answer may hold tool calls, and how many of them are passed on.
 
-use crate::prompt::Dialect;
+use crate::prompt::{Dialect, Instead};
 
 /// How many of an answer's tool calls are passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,11 @@ impl Calls {
             Some(false) => Calls::First,
             _ => Calls::All,
         }
+    }
+
+    /// Whether a call may stand where content of a given form is wanted.
+    pub(crate) fn instead(self) -> Instead {
+        if self == Calls::None { Instead::Nothing } else { Instead::Calls }
     }
 
     /// How a chat answer is read accordingly.

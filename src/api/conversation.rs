@@ -272,11 +272,11 @@ pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
     tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::of_status(StatusCode::INTERNAL_SERVER_ERROR))
 }
 
-/// An error between text and tokens, as the client sees it; `messages` is the request's name for what was rendered.
+/// An error between text and tokens, as the client sees it; `messages` is the request's name for what was rendered or compiled.
 pub(crate) fn of_prompt(error: &PromptError, messages: &str) -> ApiError {
     let message = sentence(&error.to_string());
     match error.fault() {
-        Fault::Messages => ApiError::invalid(messages, message),
+        Fault::Messages | Fault::Form => ApiError::invalid(messages, message),
         Fault::Tools => ApiError::unsupported("tools", message),
         Fault::Thinking | Fault::Kwargs => ApiError::invalid("chat_template_kwargs", message),
         Fault::Checkpoint => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("checkpoint"),

@@ -162,6 +162,7 @@ impl From<&JobError> for ApiError {
         let (status, code) = match error {
             JobError::DeadlineExceeded => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
             JobError::Model(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
+            JobError::Structure(_) => (StatusCode::INTERNAL_SERVER_ERROR, "structure_failed"),
             JobError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
             JobError::Stalled => (StatusCode::REQUEST_TIMEOUT, "reader_stalled"),

@@ -8,7 +8,7 @@ use super::error::ApiError;
 use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
-use crate::prompt::{CallableTools, Dialect, Prompt, Rules};
+use crate::prompt::{Blueprint, CallableTools, Dialect, Prompt, Rules};
 use crate::scheduler::{Choice, Job};
 
 /// All that a request wants done.
@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     pub calls: Calls,
     /// What may be called, and how.
     pub callable: CallableTools,
+    /// What content must be, where it may not be any text.
+    pub structure: Option<Blueprint>,
     /// The request's field that holds the prompt, for errors.
     pub field: &'static str,
 }
@@ -47,6 +49,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             seed: order.seed,
             stream: stream as u32,
             gate: text.gate(prompt.opening, plan.dialect, rules),
+            structure: plan.structure.as_ref().map(|blueprint| blueprint.structure(prompt.opening)),
         };
         let job = Job {
             prompt: prompt.ids.into(),

@@ -13,6 +13,7 @@ mod edge;
 mod edits;
 mod error;
 mod failures;
+mod form;
 mod generation;
 mod loading;
 mod logprobs;

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::state::AppState;
 use super::wire::chat::Seed;
 use super::wire::either::{Progress, Stop};
-use super::wire::options::{DiffusionOptions, Effort, ProgressMode, ResponseFormat, StreamOptions};
+use super::wire::options::{DiffusionOptions, Effort, ProgressMode, StreamOptions};
 use crate::prompt::StopStrings;
 use crate::scheduler::{self, Drafts, Draw, Penalties, Sampler};
 
@@ -172,19 +172,6 @@ pub(crate) fn count(
     }
     let bounds = if most == usize::MAX { format!("at least {least}") } else { format!("between {least} and {most}") };
     Err(ApiError::invalid(param, format!("'{param}' must be {bounds}, got {value}.")))
-}
-
-/// Refuses forms of an answer that would have to be enforced; `path` is where the request says its form.
-pub(crate) fn text_only(format: Option<&ResponseFormat>, path: &str) -> Result<(), ApiError> {
-    match format.map(|format| format.r#type.as_deref()) {
-        None | Some(Some("text")) => Ok(()),
-        Some(None) => Err(ApiError::missing(path)),
-        Some(Some("json_object" | "json_schema")) => {
-            let message = format!("JSON output is not enforced by this server yet; '{path}' must be 'text'.");
-            Err(ApiError::unsupported(path, message))
-        }
-        Some(Some(_)) => Err(ApiError::invalid(path, format!("'{path}' must be 'text'."))),
-    }
 }
 
 fn stops(stop: Option<Stop>) -> Result<StopStrings, ApiError> {

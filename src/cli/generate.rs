@@ -126,7 +126,8 @@ fn begin(
     let handle = house.engine.handle();
     let left = handle.limits().context.saturating_sub(prompt.ids.len()).max(1);
     let (draw, seed) = scheduler::sampling(arguments.temperature, 1.0, arguments.seed);
-    let choice = Choice { seed, stream: 0, gate: text.gate(prompt.opening, dialect, Rules::default()) };
+    let gate = text.gate(prompt.opening, dialect, Rules::default());
+    let choice = Choice { seed, stream: 0, gate, structure: None };
     let job = Job {
         resume_points: prompt.resume_points,
         draw,

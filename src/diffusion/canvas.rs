@@ -3,6 +3,7 @@
 use super::acceptance::accept;
 use super::random::{Key, Purpose};
 use super::sampler::Sampler;
+use super::structure::{Structure, StructureError};
 
 /// What the model says about one position of the canvas in one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -89,6 +90,8 @@ pub struct Canvas {
     /// How many steps before the last one, without a gap, had the same argmax as it.
     unchanged: usize,
     progress: Progress,
+    /// Tokens that hold whatever the model says, because its own do not fit the text's structure; empty where there are none.
+    pins: Vec<Option<u32>>,
     order: Vec<u64>,
 }
 
@@ -113,6 +116,7 @@ impl Canvas {
             step: 0,
             unchanged: 0,
             progress: Progress::Going,
+            pins: Vec::new(),
             order: Vec::with_capacity(length),
         }
     }
@@ -188,6 +192,88 @@ impl Canvas {
             }
         }
         Ok(outcome)
+    }
+
+    /// The token that holds at this position whatever the model says.
+    pub fn pinned(&self, position: usize) -> Option<u32> {
+        self.pins.get(position).copied().flatten()
+    }
+
+    /// What is observed where pins hold: their tokens, without a doubt.
+    pub fn hold(&self, observations: &mut [Observation]) {
+        for (seen, pin) in observations.iter_mut().zip(&self.pins) {
+            if let Some(token) = *pin {
+                *seen = Observation { argmax: token, sampled: token, entropy: 0.0 };
+            }
+        }
+    }
+
+    /// After a step: where the model is sure of a token that does not fit, or would be done with it, what fits is pinned in
+    /// its place. Everything behind is noise again: it was written after something else. A misfit of which the model is not
+    /// sure is left to its next steps, and one of the last step to [`Canvas::settle`].
+    ///
+    /// `candidates` are a position's best tokens, best first.
+    ///
+    /// # Errors
+    /// [`StructureError`] where the structure cannot be followed.
+    pub fn bend<C: Iterator<Item = u32>>(
+        &mut self,
+        structure: &mut dyn Structure,
+        candidates: impl Fn(usize) -> C,
+    ) -> Result<Progress, StructureError> {
+        if self.progress == Progress::OutOfSteps {
+            return Ok(self.progress);
+        }
+        let at = structure.fits(&self.argmax)?;
+        let fits = at == self.argmax.len();
+        if fits || (self.progress == Progress::Going && !self.accepted[at]) {
+            return Ok(self.progress);
+        }
+        let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
+        let end = self.write(at, &mended);
+        self.pins.resize(self.argmax.len(), None);
+        self.pins[end..].fill(None);
+        for (pin, &token) in self.pins[at..end].iter_mut().zip(&mended) {
+            *pin = Some(token);
+        }
+        self.accepted[at..end].fill(true);
+        self.accepted[end..].fill(false);
+        let (key, step, vocabulary) = (self.key, (self.step - 1) as u32, self.vocabulary);
+        key.tokens(Purpose::Renoise, step, vocabulary, &mut self.tokens, |position| position >= end);
+        self.unchanged = 0;
+        self.progress = Progress::Going;
+        Ok(self.progress)
+    }
+
+    /// Makes the draft fit as it is, position by position, when no step is left to do better: what is committed always fits.
+    ///
+    /// # Errors
+    /// [`StructureError`] where the structure cannot be followed.
+    pub fn settle<C: Iterator<Item = u32>>(
+        &mut self,
+        structure: &mut dyn Structure,
+        candidates: impl Fn(usize) -> C,
+    ) -> Result<(), StructureError> {
+        let mut settled = 0;
+        loop {
+            let at = structure.fits(&self.argmax)?;
+            if at == self.argmax.len() {
+                return Ok(());
+            }
+            if at < settled {
+                return Err(StructureError(format!("what was put before position {settled} does not fit")));
+            }
+            let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
+            settled = self.write(at, &mended).max(at + 1);
+        }
+    }
+
+    /// Puts tokens into the draft and the canvas, as far as there is room, and says where they end.
+    fn write(&mut self, at: usize, tokens: &[u32]) -> usize {
+        let end = self.argmax.len().min(at + tokens.len());
+        self.argmax[at..end].copy_from_slice(&tokens[..end - at]);
+        self.tokens[at..end].copy_from_slice(&tokens[..end - at]);
+        end
     }
 
     /// Everything of a step but the renoising.

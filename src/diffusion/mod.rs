@@ -9,8 +9,10 @@ mod canvas;
 mod effort;
 mod random;
 mod sampler;
+mod structure;
 
 pub use canvas::{Canvas, Observation, ObservationError, Progress, StepOutcome};
 pub use effort::Effort;
 pub use random::Key;
 pub use sampler::{Sampler, SamplerError};
+pub use structure::{Structure, StructureError};

@@ -36,6 +36,9 @@ pub enum PromptError {
     /// The tokenizer's decoder is of a kind that cannot be streamed.
     #[error("the tokenizer's decoder {0} is not supported")]
     Decoder(String),
+    /// No answer can be held to the form asked for.
+    #[error("the schema cannot be enforced: {0}")]
+    Structure(String),
     /// The tokenizer failed.
     #[error("the tokenizer failed: {0}")]
     Tokenizer(String),
@@ -52,6 +55,8 @@ pub enum Fault {
     Thinking,
     /// The template's further variables.
     Kwargs,
+    /// The form its answer must have.
+    Form,
     /// The checkpoint's or ours.
     Checkpoint,
 }
@@ -69,6 +74,7 @@ impl PromptError {
             PromptError::NoTools => Fault::Tools,
             PromptError::NoThinking => Fault::Thinking,
             PromptError::ReservedArgument(_) => Fault::Kwargs,
+            PromptError::Structure(_) => Fault::Form,
             PromptError::Template(_) | PromptError::Decoder(_) | PromptError::Tokenizer(_) => Fault::Checkpoint,
         }
     }

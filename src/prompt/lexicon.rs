@@ -28,8 +28,9 @@ pub(super) enum Mark {
     Hidden,
 }
 
-/// Begins a turn.
+/// Begins a turn, and ends it.
 const TURN_OPEN: &str = "<|turn>";
+const TURN_CLOSE: &str = "<turn|>";
 
 /// Stands before and behind a thought.
 pub(super) const THOUGHT_OPEN: &str = "<|channel>";
@@ -43,7 +44,7 @@ const MARKERS: [(&str, Mark); 8] = [
     ("<tool_call|>", Mark::CallClose),
     ("<|\"|>", Mark::Quote),
     ("<|tool_response>", Mark::ResponseOpen),
-    ("<turn|>", Mark::End),
+    (TURN_CLOSE, Mark::End),
     ("<eos>", Mark::End),
 ];
 
@@ -74,6 +75,7 @@ pub(super) struct Lexicon {
     control: HashMap<u32, String>,
     turn_open: Option<u32>,
     thought_close: Option<u32>,
+    end: Option<u32>,
 }
 
 impl Lexicon {
@@ -105,7 +107,9 @@ impl Lexicon {
         }
         let turn_open = tokenizer.token_to_id(TURN_OPEN);
         let thought_close = tokenizer.token_to_id(THOUGHT_CLOSE);
-        Ok(Lexicon { tokenizer, steps, marks, control, turn_open, thought_close })
+        let ends = marks.iter().filter(|(_, mark)| **mark == Mark::End).map(|(&id, _)| id);
+        let end = tokenizer.token_to_id(TURN_CLOSE).or(ends.min());
+        Ok(Lexicon { tokenizer, steps, marks, control, turn_open, thought_close, end })
     }
 
     /// What the token does, where it is not text.
@@ -116,6 +120,16 @@ impl Lexicon {
     /// Whether the tokeniser can mark the end of a thought.
     pub(super) fn thinks(&self) -> bool {
         self.thought_close.is_some()
+    }
+
+    /// The id that ends a thought.
+    pub(super) fn thought_close(&self) -> Option<u32> {
+        self.thought_close
+    }
+
+    /// The id that ends an answer; of several the one that ends a turn.
+    pub(super) fn end(&self) -> Option<u32> {
+        self.end
     }
 
     /// The id that begins a turn.

@@ -18,11 +18,12 @@ mod reader;
 mod shield;
 mod stop;
 mod strict;
+mod structure;
 mod template;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokenizers::Tokenizer;
 
@@ -32,12 +33,14 @@ pub use machine::{Channel, Delta, Dialect, Rules};
 pub use reader::{DraftText, TextReader};
 pub use stop::StopStrings;
 pub use strict::{CallableTools, UncheckedSchema};
+pub use structure::{Blueprint, Form, Instead};
 
 use encode::AddedTokens;
 use lexicon::{Lexicon, Mark, THOUGHT_CLOSE, THOUGHT_OPEN};
 use machine::Machine;
 use reader::Gate;
 use shield::{Shield, Spellings, Stripped};
+use structure::Grammars;
 use template::Template;
 
 use crate::scheduler::CommitGate;
@@ -67,6 +70,8 @@ pub struct Text {
     template: Option<Template>,
     bos: Option<u32>,
     add_bos: Option<bool>,
+    /// Made when the first answer must have a structure: it takes a second and some memory.
+    grammars: OnceLock<Grammars>,
 }
 
 impl std::fmt::Debug for Text {
@@ -91,7 +96,7 @@ impl Text {
         let eos_token = parts.eos_token.unwrap_or_default();
         let template = parts.template.map(|source| Template::new(&source, &bos_token, &eos_token)).transpose()?;
         let bos = lexicon.tokenizer.token_to_id(&bos_token);
-        Ok(Text { lexicon: Arc::new(lexicon), added, spellings, template, bos, add_bos: parts.add_bos })
+        Ok(Text { lexicon: Arc::new(lexicon), added, spellings, template, bos, add_bos: parts.add_bos, grammars: OnceLock::new() })
     }
 
     /// Renders a conversation, followed by what makes the model answer, and tokenises it.
@@ -182,6 +187,21 @@ impl Text {
     /// Turns one answer's tokens into text; comes to the same end as [`Text::gate`] made alike.
     pub fn reader(&self, opening: Opening, dialect: Dialect, rules: Rules) -> TextReader {
         TextReader::new(self.machine(opening, dialect, rules))
+    }
+
+    /// A language that answers can be held to.
+    ///
+    /// # Errors
+    /// [`PromptError::Structure`] where the schema is not understood, is too large, or allows nothing.
+    pub fn blueprint(&self, form: Form, instead: Instead) -> Result<Blueprint, PromptError> {
+        let grammars = match self.grammars.get() {
+            Some(grammars) => grammars,
+            None => {
+                let made = Grammars::new(&self.lexicon)?;
+                self.grammars.get_or_init(|| made)
+            }
+        };
+        grammars.blueprint(&self.lexicon, form, instead)
     }
 
     fn machine(&self, opening: Opening, dialect: Dialect, rules: Rules) -> Machine {

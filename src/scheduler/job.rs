@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::diffusion::Sampler;
+use crate::diffusion::{Sampler, Structure, StructureError};
 use crate::pass::{Candidate, Draw};
 
 /// One request: a prompt, and one or more choices that continue it independently and share its encode.
@@ -61,6 +61,8 @@ pub struct Choice {
     pub stream: u32,
     /// Decides at each commit whether the text is complete.
     pub gate: Box<dyn CommitGate>,
+    /// What the text must be, where it may not be anything.
+    pub structure: Option<Box<dyn Structure>>,
 }
 
 /// Penalties as in the OpenAI API: `bias −= presence·[count > 0] + frequency·count`, counted over this choice's
@@ -255,6 +257,9 @@ pub enum JobError {
     /// The model failed on this request.
     #[error("the model failed: {0}")]
     Model(String),
+    /// The structure that the text must have could not be followed.
+    #[error("{0}")]
+    Structure(#[from] StructureError),
     /// The server shut down before the choice was complete.
     #[error("the server shut down before the answer was complete")]
     ShutDown,

@@ -11,8 +11,8 @@ use super::job::{
 };
 use super::kv::{Holding, Pages};
 use super::reader::Outlet;
-use crate::diffusion::{Canvas, Key, Observation, ObservationError, Sampler, StepOutcome};
-use crate::pass::{Candidate, Conditioning, Draw, Head, Row, Segment, SlotId};
+use crate::diffusion::{Canvas, Key, Observation, ObservationError, Sampler, StepOutcome, Structure, StructureError};
+use crate::pass::{CANDIDATES, Candidate, Conditioning, Draw, Head, Row, Segment, SlotId};
 
 /// Names a choice in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +115,7 @@ pub(super) struct Lane {
     pub(super) tag: Tag,
     pub(super) outlet: Outlet,
     gate: Box<dyn CommitGate>,
+    structure: Option<Box<dyn Structure>>,
     seed: u64,
     stream: u32,
     /// The prompt and the committed canvases, whole; empty before the first admission.
@@ -124,7 +125,7 @@ pub(super) struct Lane {
     /// What the canvas's last step saw, and the log-probabilities of its most likely tokens.
     seen: Vec<Observation>,
     logprobs: Vec<f32>,
-    /// The last step's best candidates with their log-probabilities; empty unless the job records any.
+    /// The last step's best candidates with their log-probabilities; empty unless the job records any or has a structure.
     top: Vec<Vec<Candidate>>,
     /// When the canvas began.
     pub(super) began: Instant,
@@ -145,11 +146,25 @@ pub(super) enum Next {
     Finish(FinishReason),
     /// The gate panicked.
     Broken,
+    /// The structure cannot be followed into another canvas.
+    Astray(StructureError),
 }
+
+/// A step's rows cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Observation(#[from] ObservationError),
+    #[error(transparent)]
+    Structure(#[from] StructureError),
+}
+
+/// The log-probability of a token that is none of a position's best, as the original API has it.
+const UNKNOWN_LOGPROB: f32 = -9999.0;
 
 impl Lane {
     pub(super) fn new(common: Arc<Common>, choice: Choice, family: u64, tag: Tag, ends: (Outlet, Place)) -> Self {
-        let Choice { seed, stream, gate } = choice;
+        let Choice { seed, stream, gate, structure } = choice;
         let (outlet, place) = ends;
         let key = Key { seed, choice: stream, canvas: 0 };
         Lane {
@@ -161,6 +176,7 @@ impl Lane {
             tag,
             outlet,
             gate,
+            structure,
             seed,
             stream,
             ids: Vec::new(),
@@ -234,7 +250,7 @@ impl Lane {
             if self.canvas.step() == 0 {
                 *conditioning = Conditioning::Fresh;
                 head.bias = self.bias.clone();
-                head.top_k = self.common.top_k;
+                head.top_k = if self.structure.is_some() { CANDIDATES as u8 } else { self.common.top_k };
                 uniforms.resize(self.common.canvas, 0.0);
             } else {
                 *conditioning = Conditioning::Carried;
@@ -255,7 +271,7 @@ impl Lane {
 
     /// Takes what the model said of the canvas. Its rows are many and wide: they are read once, into what `diffusion` looks
     /// at and what a commit needs, and dropped while they are warm.
-    pub(super) fn step(&mut self, rows: Vec<Row>) -> Result<StepOutcome, ObservationError> {
+    pub(super) fn step(&mut self, rows: Vec<Row>) -> Result<StepOutcome, StepError> {
         self.seen.clear();
         self.logprobs.clear();
         let narrow = |row: &Row| Observation { argmax: row.argmax, sampled: row.sampled, entropy: row.entropy };
@@ -263,21 +279,47 @@ impl Lane {
         self.logprobs.extend(rows.iter().map(|row| row.max - row.lse));
         if !self.logprobs.iter().fold(true, |finite, logprob| finite & logprob.is_finite()) {
             let position = self.logprobs.iter().position(|logprob| !logprob.is_finite()).unwrap_or_default();
-            return Err(ObservationError::NotFinite { position });
+            return Err(ObservationError::NotFinite { position }.into());
         }
-        let outcome = self.canvas.apply(self.seen.iter().copied())?;
-        if self.common.top_k > 0 {
+        self.canvas.hold(&mut self.seen);
+        let mut outcome = self.canvas.apply(self.seen.iter().copied())?;
+        if self.common.top_k > 0 || self.structure.is_some() {
             self.top.clear();
             self.top.extend(rows.into_iter().map(log_probabilities));
         }
+        if let Some(structure) = &mut self.structure {
+            let candidates = |position: usize| self.top[position].iter().map(|candidate| candidate.token);
+            outcome.progress = self.canvas.bend(structure.as_mut(), candidates)?;
+        }
         Ok(outcome)
+    }
+
+    /// Makes the canvas fit the structure the text must have, if there is one, before it is committed.
+    pub(super) fn settle(&mut self) -> Result<(), StructureError> {
+        let Some(structure) = &mut self.structure else { return Ok(()) };
+        let candidates = |position: usize| self.top[position].iter().map(|candidate| candidate.token);
+        self.canvas.settle(structure.as_mut(), candidates)?;
+        // What stands instead of the model's own choice has that token's probability.
+        for (position, &token) in self.canvas.argmax().iter().enumerate() {
+            if token != self.seen[position].argmax || self.canvas.pinned(position).is_some() {
+                let known = self.top[position].iter().find(|candidate| candidate.token == token);
+                self.logprobs[position] = known.map_or(UNKNOWN_LOGPROB, |candidate| candidate.logit);
+            }
+        }
+        Ok(())
     }
 
     /// The first tokens of the canvas as the last step saw them.
     fn committed_tokens(&mut self, keep: usize) -> Vec<CommittedToken> {
         let mut top = self.top.drain(..);
+        let recorded = usize::from(self.common.top_k);
+        let mut best = || {
+            let mut top = top.next().unwrap_or_default();
+            top.truncate(recorded);
+            top
+        };
         let seen = self.canvas.argmax().iter().zip(&self.logprobs).take(keep);
-        seen.map(|(&id, &logprob)| CommittedToken { id, logprob, top: top.next().unwrap_or_default() }).collect()
+        seen.map(|(&id, &logprob)| CommittedToken { id, logprob, top: best() }).collect()
     }
 
     /// Makes the current canvas final: cuts it to what belongs to the answer, tells the reader, and prepares the next
@@ -302,6 +344,11 @@ impl Lane {
         let last = full || forced || self.usage.canvases >= self.common.most_canvases;
         if let Some(reason) = reason.or(last.then_some(FinishReason::Length)) {
             return (Next::Finish(reason), keep);
+        }
+        if let Some(structure) = &mut self.structure
+            && let Err(error) = structure.commit(self.canvas.argmax())
+        {
+            return (Next::Astray(error), keep);
         }
         self.begin_canvas(now);
         (Next::Canvas, keep)

@@ -20,7 +20,7 @@ mod sampling;
 mod settings;
 
 pub use self::core::Core;
-pub use crate::diffusion::{Effort, Sampler, SamplerError};
+pub use crate::diffusion::{Effort, Sampler, SamplerError, Structure, StructureError};
 pub use crate::pass::{Candidate, Draw, Limits};
 pub use engine::{Engine, Handle};
 pub use front::{Front, State, Submission, Ticket};

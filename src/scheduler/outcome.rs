@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::core::{Core, Entry};
 use super::job::{FinishReason, Finished, JobError, Phase};
 use super::kv::Pages;
-use super::lane::{Lane, LaneId, Next};
+use super::lane::{Lane, LaneId, Next, StepError};
 use super::metrics::{CanvasFigures, End, Outcome};
 use super::settings::need;
 use crate::diffusion::Progress;
@@ -101,7 +101,14 @@ impl Core {
     fn step(&mut self, id: LaneId, rows: Vec<crate::pass::Row>) -> Result<(), String> {
         let (now, batch) = (self.now, self.figures.canvases);
         let lane = self.lane_mut(id);
-        let outcome = lane.step(rows).map_err(|error| error.to_string())?;
+        let outcome = match lane.step(rows) {
+            Ok(outcome) => outcome,
+            Err(StepError::Observation(error)) => return Err(error.to_string()),
+            Err(StepError::Structure(error)) => {
+                self.fail(id, error.into());
+                return Ok(());
+            }
+        };
         let drafted = lane.draft(Phase::Denoise, Some(&outcome), batch, now);
         if drafted {
             self.first_draft(id);
@@ -124,6 +131,9 @@ impl Core {
     pub(super) fn commit(&mut self, id: LaneId, forced: bool) {
         let (now, batch) = (self.now, self.figures.canvases);
         let lane = self.lane_mut(id);
+        if let Err(error) = lane.settle() {
+            return self.fail(id, error.into());
+        }
         lane.draft(Phase::Commit, None, batch, now);
         let (steps, began, positions) = (lane.canvas.step(), lane.began, lane.canvas.argmax().len());
         let end = match lane.canvas.progress() {
@@ -139,6 +149,7 @@ impl Core {
         match next {
             Next::Canvas => self.expect_canvas(id),
             Next::Finish(reason) => self.finish(id, reason),
+            Next::Astray(error) => self.fail(id, error.into()),
             Next::Broken => self.fail(id, JobError::Model("the end of the text could not be decided".to_owned())),
         }
     }
@@ -176,7 +187,7 @@ impl Core {
         let Some(mut lane) = self.take_out(id) else { return };
         let outcome = match &error {
             JobError::DeadlineExceeded => Outcome::Deadline,
-            JobError::Model(_) | JobError::Stopped => Outcome::Failed,
+            JobError::Model(_) | JobError::Structure(_) | JobError::Stopped => Outcome::Failed,
             JobError::ShutDown => Outcome::ShutDown,
             JobError::Stalled => Outcome::Stalled,
         };

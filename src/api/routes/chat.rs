@@ -9,9 +9,10 @@ use super::super::chunks::{self, ChunkDialect};
 use super::super::conversation::{Reflection, Toolbox, encode_chat, messages};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
+use super::super::form;
 use super::super::generation::{Plan, start};
 use super::super::logprobs;
-use super::super::order::{count, text_only, wishes};
+use super::super::order::{count, wishes};
 use super::super::pump::{Answer, Call, Channels, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
@@ -54,11 +55,13 @@ pub(crate) async fn chat(
     let order = wishes!(request).order(&state)?;
     let reflection = Reflection::new("reasoning_effort", request.reasoning_effort, request.chat_template_kwargs)?;
     reflection.note_unread(state.text(), &mut ignored);
+    let asked = form::of_chat(request.response_format)?;
     let messages = messages(request.messages, "messages")?;
     let tools = Toolbox::new(request.tools, request.tool_choice)?;
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: reflection.kwargs };
     let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
     let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
+    let structure = form::blueprint(&state, asked, calls.instead()).await?;
     let delivery = order.delivery;
     let plan = Plan {
         order,
@@ -69,6 +72,7 @@ pub(crate) async fn chat(
         dialect: calls.dialect(),
         calls,
         callable: tools.callable,
+        structure,
         field: "messages",
     };
     let pump = start(&state, plan)?;
@@ -94,7 +98,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
     if request.modalities.as_ref().is_some_and(|kinds| kinds.iter().any(|kind| kind != "text")) {
         return Err(ApiError::unsupported("modalities", "'modalities' must be [\"text\"]."));
     }
-    text_only(request.response_format.as_ref(), "response_format.type")
+    Ok(())
 }
 
 /// How many alternatives are wanted per token; `None` where no log-probabilities are.

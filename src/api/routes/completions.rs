@@ -76,6 +76,7 @@ pub(crate) async fn completions(
         dialect: Dialect::Raw,
         calls: Calls::None,
         callable: CallableTools::default(),
+        structure: None,
         field: "prompt",
     };
     let pump = start(&state, plan)?;

@@ -124,10 +124,25 @@ pub struct NamedTool {
 /// The form of the answer.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct ResponseFormat {
-    /// `text`. `json_object` and `json_schema` are refused: they would have to be enforced.
+    /// `text`, `json_object` or `json_schema`. The JSON forms are enforced while the answer is written; an answer that is cut
+    /// short (`finish_reason: "length"`) is a beginning of one.
     #[schema(required = true, nullable = false)]
     pub r#type: Option<String>,
-    /// Refused together with the type `json_schema`.
-    #[schema(value_type = Option<Object>)]
-    pub json_schema: Option<Value>,
+    /// The schema, with the type `json_schema`.
+    pub json_schema: Option<JsonSchemaFormat>,
+}
+
+/// A form given by a schema.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct JsonSchemaFormat {
+    /// Its name.
+    #[schema(required = true, nullable = false)]
+    pub name: Option<String>,
+    /// Accepted; the model is not told of it: say in the messages what is wanted.
+    pub description: Option<String>,
+    /// The JSON Schema. A keyword that cannot be enforced is refused by name.
+    #[schema(value_type = Object, required = true, nullable = false)]
+    pub schema: Option<Value>,
+    /// Accepted; the schema is always enforced.
+    pub strict: Option<bool>,
 }

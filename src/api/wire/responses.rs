@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::chat::{ReasoningEffort, Seed};
 use super::either::{Content, Input, ToolChoice};
-use super::options::{DiffusionOptions, ResponseFormat, StreamOptions};
+use super::options::{DiffusionOptions, StreamOptions};
 use super::progress::ProgressFrame;
 
 /// An input to be answered. Nothing is remembered between requests.
@@ -119,10 +119,31 @@ pub struct ReasoningOptions {
 /// The form of an answer.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct TextOptions {
-    /// `{"type": "text"}`; the JSON formats are refused until they are enforced.
-    pub format: Option<ResponseFormat>,
+    /// Of content; any text unless given.
+    pub format: Option<TextFormat>,
     /// Accepted; has no effect: the model has no such control.
     pub verbosity: Option<String>,
+}
+
+/// The form of the content.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct TextFormat {
+    /// `text`, `json_object` or `json_schema`, enforced as in chat.
+    #[schema(required = true, nullable = false)]
+    pub r#type: Option<String>,
+    /// The schema's name, with the type `json_schema`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Accepted; the model is not told of it: say in the input what is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The JSON Schema, with the type `json_schema`.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Accepted; the schema is always enforced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
 }
 
 /// An item of the input. The output of an earlier answer may be sent back as it is.

@@ -195,7 +195,7 @@ impl Scene {
 }
 
 fn job(prompt: Vec<u32>, seed: u64, sampler: Sampler, max_tokens: usize) -> Job {
-    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless) }], max_tokens, sampler)
+    Job::plain(prompt, vec![Choice { seed, stream: 0, gate: Box::new(Endless), structure: None }], max_tokens, sampler)
 }
 
 async fn drain(mut reader: crate::scheduler::Reader) {

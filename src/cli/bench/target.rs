@@ -245,7 +245,8 @@ fn job(text: &Text, sampler: Sampler, question: &Question) -> Result<(Job, Openi
     };
     let mut sampler = question.effort.map_or(sampler, |effort| effort.apply(sampler));
     sampler.max_steps = question.steps.unwrap_or(sampler.max_steps);
-    let choice = Choice { seed: question.seed, stream: 0, gate: text.gate(prompt.opening, dialect, Rules::default()) };
+    let gate = text.gate(prompt.opening, dialect, Rules::default());
+    let choice = Choice { seed: question.seed, stream: 0, gate, structure: None };
     let job = Job::plain(prompt.ids, vec![choice], question.max_tokens, sampler);
     Ok((Job { resume_points: prompt.resume_points, ..job }, prompt.opening, dialect))
 }

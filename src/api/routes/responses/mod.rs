@@ -14,8 +14,9 @@ use super::super::calls::Calls;
 use super::super::conversation::{Reflection, encode_chat};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
+use super::super::form;
 use super::super::generation::{Plan, start};
-use super::super::order::{Delivery, Wishes, count, text_only};
+use super::super::order::{Delivery, Wishes, count};
 use super::super::sse;
 use super::super::state::{AppState, unix_seconds};
 use super::super::wire::either::ToolChoice;
@@ -73,7 +74,10 @@ pub(crate) async fn responses(
     let tools = input::tools(&given)?.offered(request.tool_choice.take())?;
     let calls = Calls::of(&tools.declared, request.parallel_tool_calls);
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: Map::new() };
+    let format = request.text.take().and_then(|text| text.format);
+    let asked = form::of_responses(format.as_ref())?;
     let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
+    let structure = form::blueprint(&state, asked, calls.instead()).await?;
     let delivery = order.delivery;
     let plan = Plan {
         order,
@@ -84,6 +88,7 @@ pub(crate) async fn responses(
         dialect: calls.dialect(),
         calls,
         callable: tools.callable,
+        structure,
         field: "input",
     };
     let pump = start(&state, plan)?;
@@ -106,7 +111,7 @@ pub(crate) async fn responses(
         store: false,
         temperature: request.temperature.unwrap_or(1.0),
         top_p: request.top_p.unwrap_or(1.0),
-        text: json!({"format": {"type": "text"}}),
+        text: format.map_or_else(|| json!({"format": {"type": "text"}}), |format| json!({"format": format})),
         tool_choice: choice,
         tools: given,
         truncation: "disabled",
@@ -151,5 +156,5 @@ fn refuse_unsupported(request: &ResponsesRequest) -> Result<(), ApiError> {
     if let Some((_, field, message)) = refused.into_iter().find(|(given, ..)| *given) {
         return Err(ApiError::unsupported(field, message));
     }
-    text_only(request.text.as_ref().and_then(|text| text.format.as_ref()), "text.format.type")
+    Ok(())
 }

@@ -1,0 +1,86 @@
+//! The form an answer must have: from `response_format` and `text.format` to a language that the answer is held to.
+
+use serde_json::{Value, json};
+
+use super::conversation::aside;
+use super::error::ApiError;
+use super::state::AppState;
+use super::wire::options::{JsonSchemaFormat, ResponseFormat};
+use super::wire::responses::TextFormat;
+use crate::prompt::{Blueprint, Form, Instead};
+
+/// A form asked for, and where the request asks for it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Asked {
+    form: Form,
+    path: &'static str,
+}
+
+/// Of a chat request; `None` is any text.
+pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, ApiError> {
+    const SCHEMA: &str = "response_format.json_schema";
+    let Some(format) = format else { return Ok(None) };
+    let schema = || {
+        let JsonSchemaFormat { name, schema, .. } =
+            format.json_schema.ok_or_else(|| ApiError::missing(SCHEMA))?;
+        named(name, "response_format.json_schema.name")?;
+        schema.ok_or_else(|| ApiError::missing("response_format.json_schema.schema"))
+    };
+    asked(format.r#type.as_deref(), "response_format", "response_format.json_schema.schema", schema)
+}
+
+/// Of a request to `/v1/responses`.
+pub(crate) fn of_responses(format: Option<&TextFormat>) -> Result<Option<Asked>, ApiError> {
+    let Some(format) = format else { return Ok(None) };
+    let schema = || {
+        named(format.name.clone(), "text.format.name")?;
+        format.schema.clone().ok_or_else(|| ApiError::missing("text.format.schema"))
+    };
+    asked(format.r#type.as_deref(), "text.format", "text.format.schema", schema)
+}
+
+fn asked(
+    kind: Option<&str>,
+    path: &'static str,
+    schema_path: &'static str,
+    schema: impl FnOnce() -> Result<Value, ApiError>,
+) -> Result<Option<Asked>, ApiError> {
+    match kind {
+        None => Err(ApiError::missing(&format!("{path}.type"))),
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Asked { form: Form::Json, path })),
+        Some("json_schema") => {
+            let schema = schema()?;
+            if !schema.is_object() && !schema.is_boolean() {
+                return Err(ApiError::invalid(schema_path, format!("'{schema_path}' must be a JSON Schema, an object.")));
+            }
+            Ok(Some(Asked { form: Form::Schema(schema), path: schema_path }))
+        }
+        Some(other) => {
+            let message = format!("'{path}.type' must be 'text', 'json_object' or 'json_schema', got {}.", json!(other));
+            Err(ApiError::invalid(format!("{path}.type"), message))
+        }
+    }
+}
+
+/// The original API demands a name; nothing here needs it.
+fn named(name: Option<String>, path: &str) -> Result<(), ApiError> {
+    match name {
+        Some(name) if !name.is_empty() => Ok(()),
+        _ => Err(ApiError::missing(path)),
+    }
+}
+
+/// The language of what is asked for. Takes the processor for long where the schema is large.
+pub(crate) async fn blueprint(
+    state: &AppState,
+    asked: Option<Asked>,
+    instead: Instead,
+) -> Result<Option<Blueprint>, ApiError> {
+    let Some(Asked { form, path }) = asked else { return Ok(None) };
+    let text = state.text().clone();
+    match aside(move || text.blueprint(form, instead)).await? {
+        Ok(blueprint) => Ok(Some(blueprint)),
+        Err(error) => Err(super::conversation::of_prompt(&error, path)),
+    }
+}
