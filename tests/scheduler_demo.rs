@@ -50,7 +50,9 @@ impl Wanted {
         Job {
             prompt: [2].into_iter().chain(head).chain(tail).collect(),
             resume_points: vec![21],
-            choices: (0..self.n).map(|stream| Choice { seed: self.seed, stream, gate: Box::new(EndOfTurn), structure: None }).collect(),
+            choices: (0..self.n)
+                .map(|stream| Choice { seed: self.seed, stream, gate: Box::new(EndOfTurn), structure: None })
+                .collect(),
             max_tokens: self.max_tokens,
             sampler: Sampler { max_steps: self.steps, ..Sampler::default() },
             draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },

@@ -21,8 +21,7 @@ pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, A
     const SCHEMA: &str = "response_format.json_schema";
     let Some(format) = format else { return Ok(None) };
     let schema = || {
-        let JsonSchemaFormat { name, schema, .. } =
-            format.json_schema.ok_or_else(|| ApiError::missing(SCHEMA))?;
+        let JsonSchemaFormat { name, schema, .. } = format.json_schema.ok_or_else(|| ApiError::missing(SCHEMA))?;
         named(name, "response_format.json_schema.name")?;
         schema.ok_or_else(|| ApiError::missing("response_format.json_schema.schema"))
     };
@@ -52,12 +51,16 @@ fn asked(
         Some("json_schema") => {
             let schema = schema()?;
             if !schema.is_object() && !schema.is_boolean() {
-                return Err(ApiError::invalid(schema_path, format!("'{schema_path}' must be a JSON Schema, an object.")));
+                return Err(ApiError::invalid(
+                    schema_path,
+                    format!("'{schema_path}' must be a JSON Schema, an object."),
+                ));
             }
             Ok(Some(Asked { form: Form::Schema(schema), path: schema_path }))
         }
         Some(other) => {
-            let message = format!("'{path}.type' must be 'text', 'json_object' or 'json_schema', got {}.", json!(other));
+            let message =
+                format!("'{path}.type' must be 'text', 'json_object' or 'json_schema', got {}.", json!(other));
             Err(ApiError::invalid(format!("{path}.type"), message))
         }
     }

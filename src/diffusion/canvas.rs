@@ -85,6 +85,8 @@ pub struct Canvas {
     /// The most likely tokens of the last step; empty before it.
     argmax: Vec<u32>,
     accepted: Vec<bool>,
+    /// Which of them by their own entropy, not as the best of what is left.
+    sure: Vec<bool>,
     /// Steps made.
     step: usize,
     /// How many steps before the last one, without a gap, had the same argmax as it.
@@ -113,6 +115,7 @@ impl Canvas {
             tokens,
             argmax: Vec::with_capacity(length),
             accepted: vec![false; length],
+            sure: vec![false; length],
             step: 0,
             unchanged: 0,
             progress: Progress::Going,
@@ -226,7 +229,7 @@ impl Canvas {
         }
         let at = structure.fits(&self.argmax)?;
         let fits = at == self.argmax.len();
-        if fits || (self.progress == Progress::Going && !self.accepted[at]) {
+        if fits || (self.progress == Progress::Going && !self.sure[at]) {
             return Ok(self.progress);
         }
         let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
@@ -296,6 +299,7 @@ impl Canvas {
             if self.accepted[position] {
                 self.tokens[position] = seen.sampled;
             }
+            self.sure[position] = self.accepted[position] && seen.entropy <= self.sampler.entropy_bound;
             sum += f64::from(seen.entropy);
         }
         self.step += 1;

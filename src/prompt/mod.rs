@@ -96,7 +96,15 @@ impl Text {
         let eos_token = parts.eos_token.unwrap_or_default();
         let template = parts.template.map(|source| Template::new(&source, &bos_token, &eos_token)).transpose()?;
         let bos = lexicon.tokenizer.token_to_id(&bos_token);
-        Ok(Text { lexicon: Arc::new(lexicon), added, spellings, template, bos, add_bos: parts.add_bos, grammars: OnceLock::new() })
+        Ok(Text {
+            lexicon: Arc::new(lexicon),
+            added,
+            spellings,
+            template,
+            bos,
+            add_bos: parts.add_bos,
+            grammars: OnceLock::new(),
+        })
     }
 
     /// Renders a conversation, followed by what makes the model answer, and tokenises it.

@@ -246,11 +246,7 @@ impl Structure for Follower {
         }
     }
 
-    fn mend(
-        &mut self,
-        before: &[u32],
-        candidates: &mut dyn Iterator<Item = u32>,
-    ) -> Result<Vec<u32>, StructureError> {
+    fn mend(&mut self, before: &[u32], candidates: &mut dyn Iterator<Item = u32>) -> Result<Vec<u32>, StructureError> {
         let Division { content, place, .. } = self.divide(before);
         self.advance(&before[content])?;
         if place == Place::Thought {

@@ -59,7 +59,9 @@ BAD = {
     "n beyond reason": ("POST", CHAT, JSON, chat(n=10**9), {400}),
     "five stop strings": ("POST", CHAT, JSON, chat(stop=["a", "b", "c", "d", "e"]), {400}),
     "stop of wrong type": ("POST", CHAT, JSON, chat(stop={"a": 1}), {400}),
-    "json mode": ("POST", CHAT, JSON, chat(response_format={"type": "json_object"}), {400}),
+    "a form of no kind": ("POST", CHAT, JSON, chat(response_format={"type": "xml"}), {400}),
+    "a schema that nothing fits": ("POST", CHAT, JSON, chat(response_format={"type": "json_schema", "json_schema": {
+        "name": "x", "schema": {"allOf": [{"type": "string"}, {"type": "null"}]}}}), {400}),
     "logit_bias beyond the vocabulary": ("POST", CHAT, JSON, chat(logit_bias={"999999999": 1}), {400}),
     "logit_bias too strong": ("POST", CHAT, JSON, chat(logit_bias={"5": 101}), {400}),
     "penalty too strong": ("POST", CHAT, JSON, chat(presence_penalty=2.5), {400}),

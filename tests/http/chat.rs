@@ -429,9 +429,14 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
             "tools[0].function.parameters",
         ),
         (tool(json!({"name": "f", "parameters": "none"})), "tools[0].function.parameters"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format.type"),
-        (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.type"),
         (json!({"response_format": {}}), "response_format.type"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.name"),
+        (schema(json!(null)), "response_format.json_schema.schema"),
+        (schema(json!(3)), "response_format.json_schema.schema"),
+        (schema(json!({"type": "nonsense"})), "response_format.json_schema.schema"),
+        (schema(json!({"type": "array", "uniqueItems": true})), "response_format.json_schema.schema"),
         (json!({"reasoning_effort": "extreme"}), "reasoning_effort"),
         (json!({"chat_template_kwargs": {"enable_thinking": "yes"}}), "chat_template_kwargs.enable_thinking"),
         (json!({"modalities": ["text", "audio"]}), "modalities"),
@@ -497,4 +502,7 @@ async fn a_second_turn_finds_its_prefix() {
     let second = app.chat(&long, json!({})).await.ok();
     assert!(second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 0, "{second}");
     assert_eq!(first["choices"], second["choices"]);
+}
+fn schema(schema: Value) -> Value {
+    json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}})
 }

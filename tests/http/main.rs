@@ -15,4 +15,5 @@ mod responses;
 mod shapes;
 mod small;
 mod streams;
+mod structure;
 mod support;

@@ -382,7 +382,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"prompt": {"id": "p"}}), "prompt"),
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
-        (json!({"text": {"format": {"type": "json_schema"}}}), "text.format.type"),
+        (json!({"text": {"format": {"type": "json_schema"}}}), "text.format.name"),
         (json!({"reasoning": {"effort": "endless"}}), "reasoning.effort"),
     ] {
         let error = respond(&app, json!("hello"), fields.clone()).await.refused(400);

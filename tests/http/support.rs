@@ -55,6 +55,7 @@ fn script() -> Script {
     let cues = vec![
         ("hello", say("Hello there.")),
         ("story", say(STORY)),
+        ("person", say(r#"{"name": "Anna", "age": 30}"#)),
         ("umlaut", say("Grüße 😀 aus Köln — größer als ½.")),
         ("think", say("<|channel>thought\nThe fox asks.<channel|>It is a fox.")),
         ("blank", say("<|channel>thought\n<channel|>Nothing to think.")),

@@ -143,7 +143,8 @@ pub fn job(prompt: &[u32], max_tokens: usize, seed: u64) -> Job {
 
 /// A job of `n` choices whose texts end at a token below `ends`.
 pub fn jobs(prompt: &[u32], max_tokens: usize, seed: u64, n: u32, ends: u32) -> Job {
-    let choices = (0..n).map(|stream| Choice { seed, stream, gate: Box::new(EndsBelow(ends)), structure: None }).collect();
+    let choices =
+        (0..n).map(|stream| Choice { seed, stream, gate: Box::new(EndsBelow(ends)), structure: None }).collect();
     Job::plain(prompt, choices, max_tokens, Sampler { max_steps: 12, ..Sampler::default() })
 }
 

@@ -6,3 +6,4 @@ mod reading;
 mod rendering;
 mod shielding;
 mod streaming;
+mod structure;

@@ -1,0 +1,188 @@
+//! Answers held to a schema: what fits, what is put in the place of what does not, and where an answer may end.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::fixtures::{ids, plain};
+use crate::prompt::{Form, Instead, Opening};
+use crate::scheduler::Structure;
+
+const PERSON: &str = r#"{"name": "Anna", "age": 30}"#;
+
+fn person() -> Form {
+    let properties = json!({"name": {"type": "string"}, "age": {"type": "integer"}});
+    Form::Schema(
+        json!({"type": "object", "properties": properties, "required": ["name", "age"], "additionalProperties": false}),
+    )
+}
+
+fn structure(form: Form, instead: Instead) -> Box<dyn Structure> {
+    plain().blueprint(form, instead).expect("the schema is understood").structure(Opening::Content)
+}
+
+fn fits(structure: &mut dyn Structure, text: &str) -> (usize, usize) {
+    let ids = ids(text);
+    (structure.fits(&ids).expect("it can be followed"), ids.len())
+}
+
+#[track_caller]
+fn fit(structure: &mut dyn Structure, text: &str) {
+    let (fit, length) = fits(structure, text);
+    assert_eq!(fit, length, "{text:?}");
+}
+
+/// Asserts that the text fits up to there, and no further.
+#[track_caller]
+fn fits_to(structure: &mut dyn Structure, good: &str, rest: &str) {
+    let (fit, length) = fits(structure, &format!("{good}{rest}"));
+    assert_eq!((fit, fit < length), (ids(good).len(), true), "{good:?} {rest:?}");
+}
+
+/// What is put behind this text when nothing is proposed, as text.
+fn mend(structure: &mut dyn Structure, before: &str, proposed: &str) -> String {
+    let mended = structure.mend(&ids(before), &mut ids(proposed).into_iter()).expect("something may follow");
+    plain().decode(&mended)
+}
+
+#[test]
+fn a_text_fits_as_far_as_the_schema_allows() {
+    let mut person = structure(person(), Instead::Nothing);
+    fit(&mut *person, &format!("{PERSON}<turn|><eos><eos>story"));
+    fit(&mut *person, r#"{"name": "An"#);
+    fits_to(&mut *person, r#"{"name": "Anna", "age": "#, r#""30"}"#);
+    fits_to(&mut *person, r#"{"name": "Anna""#, "}");
+    fits_to(&mut *person, PERSON, " more");
+    fits_to(&mut *person, "", "The capital");
+    // An answer ends where the text is complete, and nowhere else.
+    fits_to(&mut *person, r#"{"name": "Anna""#, "<turn|>");
+    // Tokens that are no text stand nowhere in it.
+    fits_to(&mut *person, r#"{"name""#, "<|image>");
+    // Asking changes nothing.
+    fit(&mut *person, &format!("{PERSON}<turn|>"));
+}
+
+#[test]
+fn the_best_that_may_stand_is_put_there_with_what_must_follow() {
+    let mut person = structure(person(), Instead::Nothing);
+    assert_eq!(mend(&mut *person, "", "The capital { ["), r#"{"name": ""#);
+    assert_eq!(mend(&mut *person, "", "none of these"), r#"{"name": ""#);
+    assert_eq!(mend(&mut *person, r#"{"name": "Anna""#, "The"), r#", "age":"#);
+    assert_eq!(mend(&mut *person, PERSON, "more<turn|>"), "<turn|>");
+    assert_eq!(mend(&mut *person, PERSON, "more"), "<turn|>");
+}
+
+#[test]
+fn a_thought_before_the_content_is_free() {
+    let mut person = structure(person(), Instead::Nothing);
+    let thought = "<|channel>thought\nI make JSON.\n<channel|>";
+    fit(&mut *person, &format!("{thought}{PERSON}<turn|>"));
+    fits_to(&mut *person, thought, "The");
+    fits_to(&mut *person, "<|channel>thought\nI make", "<turn|>");
+    assert_eq!(mend(&mut *person, "<|channel>thought\nI make", "more"), "<channel|>");
+    // One that the prompt has opened already.
+    let blueprint = plain().blueprint(Form::Json, Instead::Nothing).expect("understood");
+    let mut opened = blueprint.structure(Opening::Reasoning);
+    fit(&mut *opened, &format!("I make JSON.\n<channel|>{PERSON}<turn|>"));
+    // In the middle of the content there is none.
+    fits_to(&mut *person, r#"{"name": "#, "<|channel>");
+}
+
+#[test]
+fn a_call_may_take_the_contents_place_where_tools_are_offered() {
+    let call = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|><|tool_response>";
+    fit(&mut *structure(person(), Instead::Calls), call);
+    fits_to(&mut *structure(person(), Instead::Nothing), "", call);
+    fits_to(&mut *structure(person(), Instead::Calls), r#"{"name": "#, call);
+}
+
+#[test]
+fn canvases_follow_each_other() {
+    let mut person = structure(person(), Instead::Nothing);
+    let tokens = ids(PERSON);
+    for (at, &token) in tokens.iter().enumerate() {
+        assert_eq!(person.fits(&tokens[at..]).expect("followed"), tokens.len() - at);
+        person.commit(&[token]).expect("it fits");
+    }
+    fit(&mut *person, "<turn|>");
+    fits_to(&mut *person, "", "}");
+    assert!(structure(Form::Json, Instead::Nothing).commit(&ids("story")).is_err());
+}
+
+#[test]
+fn two_answers_of_one_blueprint_do_not_know_each_other() {
+    let blueprint = plain().blueprint(person(), Instead::Nothing).expect("understood");
+    let mut first = blueprint.structure(Opening::Content);
+    let mut second = blueprint.structure(Opening::Content);
+    first.commit(&ids(r#"{"name": "#)).expect("it fits");
+    fit(&mut *second, PERSON);
+    fit(&mut *first, r#""Anna", "age": 3}<turn|>"#);
+}
+
+#[test]
+fn what_cannot_be_enforced_is_refused_with_its_name() {
+    for (schema, word) in [
+        (json!({"type": "nonsense"}), "nonsense"),
+        (json!({"allOf": [{"type": "string"}, {"type": "integer"}]}), "incompatible"),
+        (json!({"type": "string", "pattern": "("}), "regex"),
+        (json!({"$ref": "#/$defs/none"}), "none"),
+        (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
+        (json!({"not": {"type": "string"}}), "not"),
+        (json!(false), "nsatisfiable"),
+    ] {
+        let error = plain().blueprint(Form::Schema(schema.clone()), Instead::Nothing).err();
+        let error = error.unwrap_or_else(|| panic!("{schema} is taken")).to_string();
+        assert!(error.contains(word), "{schema}: {error}");
+    }
+}
+
+#[test]
+fn a_schema_that_leads_in_circles_comes_to_an_end() {
+    let node = json!({"type": "object", "properties": {"n": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["n"], "additionalProperties": false});
+    let mut tree = structure(Form::Schema(json!({"$ref": "#/$defs/node", "$defs": {"node": node}})), Instead::Nothing);
+    fit(&mut *tree, r#"{"n": {"n": {"n": null}}}<turn|>"#);
+    fits_to(&mut *tree, r#"{"n": {"n": null}"#, "<turn|>");
+}
+
+/// Schemas and whether a value fits, judged by hand.
+fn judged() -> Vec<(Value, fn(&Value) -> bool)> {
+    vec![
+        (json!({"type": "boolean"}), Value::is_boolean),
+        (json!({"enum": ["Paris", "Rome", 3]}), |value| value == "Paris" || value == "Rome" || value == 3),
+        (json!({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}), |value| {
+            value.as_array().is_some_and(|items| (1..=3).contains(&items.len()) && items.iter().all(Value::is_boolean))
+        }),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "string", "maxLength": 4}}, "required": ["a", "b"], "additionalProperties": false}),
+            |value| value["a"].is_null() && value["b"].as_str().is_some_and(|text| text.chars().count() <= 4),
+        ),
+        (json!({"type": "integer", "minimum": 3, "maximum": 40}), |value| {
+            value.as_i64().is_some_and(|number| (3..=40).contains(&number))
+        }),
+    ]
+}
+
+proptest! {
+    /// Whatever is proposed, position by position: what comes out is JSON that fits, and ends.
+    #[test]
+    fn nonsense_becomes_what_fits(
+        proposals in proptest::collection::vec(proptest::collection::vec(0u32..3072, 0..4), 60),
+        which in 0usize..5,
+    ) {
+        let (schema, judge) = judged().swap_remove(which);
+        let mut structure = structure(Form::Schema(schema.clone()), Instead::Nothing);
+        let (mut text, end) = (Vec::new(), ids("<turn|>")[0]);
+        for proposed in proposals {
+            let proposed = proposed.into_iter().filter(|&id| id != end);
+            text.extend(structure.mend(&text, &mut proposed.into_iter()).expect("something may follow"));
+            prop_assert_eq!(structure.fits(&text), Ok(text.len()));
+            if text.contains(&end) {
+                break;
+            }
+        }
+        let written = plain().decode(&text);
+        let written = written.strip_suffix("<turn|>");
+        prop_assert!(written.is_some(), "{} is not at an end: {:?}", schema, plain().decode(&text));
+        let value: Value = serde_json::from_str(written.unwrap_or_default()).expect("JSON");
+        prop_assert!(judge(&value), "{} does not fit {}", value, schema);
+    }
+}

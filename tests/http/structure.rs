@@ -1,0 +1,120 @@
+//! Answers that must fit a schema. The model is the parrot, which knows nothing of schemas and insists on its own words.
+
+use serde_json::{Value, json};
+
+use super::support::{App, MODEL};
+
+fn format(schema: Value) -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": true}})
+}
+
+fn city() -> Value {
+    let properties = json!({"city": {"enum": ["Paris", "Rome"]}, "warm": {"type": "boolean"}});
+    json!({"type": "object", "properties": properties, "required": ["city", "warm"], "additionalProperties": false})
+}
+
+fn is_city(value: &Value) -> bool {
+    ["Paris", "Rome"].contains(&value["city"].as_str().unwrap_or_default()) && value["warm"].is_boolean()
+}
+
+fn content(answer: &Value) -> Value {
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop", "{answer}");
+    serde_json::from_str(choice["message"]["content"].as_str().expect("content")).expect("JSON")
+}
+
+#[tokio::test]
+async fn whatever_the_model_says_the_answer_fits() {
+    let app = App::new();
+    for cue in ["hello", "story", "umlaut", "think", "blank", "call", "dice", "anything"] {
+        for seed in 0..3 {
+            let answer = app.chat(cue, json!({"seed": seed, "response_format": format(city())})).await.ok();
+            assert!(is_city(&content(&answer)), "{cue}: {answer}");
+        }
+    }
+    let answer = app.chat("hello", json!({"response_format": {"type": "json_object"}, "max_tokens": 40})).await.ok();
+    let text = answer["choices"][0]["message"]["content"].as_str().expect("content").to_owned();
+    assert!(text.starts_with('{'), "{answer}");
+    for schema in [json!(true), json!({}), json!({"const": "Hello there."})] {
+        let answer = app.chat("hello", json!({"response_format": format(schema.clone()), "max_tokens": 40})).await;
+        assert_eq!(answer.status.as_u16(), 200, "{schema}");
+    }
+}
+
+#[tokio::test]
+async fn what_fits_already_is_not_touched() {
+    let app = App::new();
+    let plain = app.chat("person", json!({"seed": 1})).await.ok();
+    assert_eq!(plain["choices"][0]["message"]["content"], r#"{"name": "Anna", "age": 30}"#);
+    let held = app.chat("person", json!({"seed": 1, "response_format": {"type": "json_object"}})).await.ok();
+    assert_eq!((&held["choices"], &held["usage"]), (&plain["choices"], &plain["usage"]));
+}
+
+#[tokio::test]
+async fn streamed_is_the_same_and_log_probabilities_are_of_what_stands_there() {
+    let app = App::new();
+    let fields = json!({"seed": 2, "response_format": format(city()), "logprobs": true, "top_logprobs": 2});
+    let whole = app.chat("hello", fields.clone()).await.ok();
+    let mut streamed = fields;
+    streamed["stream"] = json!(true);
+    let events = app.chat("hello", streamed).await.events();
+    let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(json!(pieces.collect::<String>()), whole["choices"][0]["message"]["content"]);
+    let tokens = whole["choices"][0]["logprobs"]["content"].as_array().expect("log-probabilities");
+    let text: String = tokens.iter().map(|token| token["token"].as_str().expect("a token")).collect();
+    assert_eq!(json!(text), whole["choices"][0]["message"]["content"]);
+    for token in tokens {
+        let logprob = token["logprob"].as_f64().expect("a number");
+        assert!(logprob == -9999.0 || (-100.0..=0.0).contains(&logprob), "{token}");
+        assert_eq!(token["top_logprobs"].as_array().map(Vec::len), Some(2), "{token}");
+    }
+}
+
+#[tokio::test]
+async fn choices_and_neighbours_change_nothing() {
+    let app = App::new();
+    let fields = |seed: u64| json!({"seed": seed, "response_format": format(city()), "n": 3});
+    let alone = app.chat("dice", fields(5)).await.ok();
+    let others = (0..6).map(|seed| app.chat("dice", fields(seed)));
+    let together = futures_util::future::join_all(others).await;
+    assert_eq!(together[5].ok()["choices"], alone["choices"]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_is_a_beginning() {
+    let app = App::new();
+    let answer = app.chat("hello", json!({"response_format": format(city()), "max_tokens": 4})).await.ok();
+    let choice = &answer["choices"][0];
+    let text = choice["message"]["content"].as_str().expect("content");
+    assert!(r#"{"city": ""#.starts_with(text) && !text.is_empty(), "{answer}");
+    assert_eq!(choice["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn a_tool_that_is_offered_may_be_called_instead() {
+    let app = App::new();
+    let tool = json!({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}});
+    let answer = app.chat("call", json!({"response_format": format(city()), "tools": [tool]})).await.ok();
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "weather");
+}
+
+#[tokio::test]
+async fn responses_take_the_flat_form_and_repeat_it() {
+    let app = App::new();
+    let format = json!({"type": "json_schema", "name": "answer", "schema": city(), "strict": true});
+    let body = json!({"model": MODEL, "input": "hello", "text": {"format": format}});
+    let answer = app.post("/v1/responses", &body).await.ok();
+    assert_eq!(answer["text"]["format"], format);
+    let text = answer["output"][0]["content"][0]["text"].as_str().expect("text");
+    assert!(is_city(&serde_json::from_str(text).expect("JSON")), "{answer}");
+    for (format, param) in [
+        (json!({"type": "json_schema", "schema": city()}), "text.format.name"),
+        (json!({"type": "json_schema", "name": "answer"}), "text.format.schema"),
+        (json!({"type": "json_schema", "name": "answer", "schema": {"type": "x"}}), "text.format.schema"),
+        (json!({"type": "grammar"}), "text.format.type"),
+    ] {
+        let body = json!({"model": MODEL, "input": "hello", "text": {"format": format}});
+        assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], param, "{format}");
+    }
+}
