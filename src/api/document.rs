@@ -1,7 +1,7 @@
 //! The OpenAPI document, made from the handlers and the wire types.
 
 use serde_json::{Value, json};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::error::{ErrorBody, ErrorObject};
@@ -81,12 +81,19 @@ fn event_of(data: Value) -> Value {
 )]
 struct Document;
 
-/// Adds the bearer keys.
+/// Adds the bearer keys, and says of each operation that can answer 401 that it wants one, where the server has any.
 struct Keys;
 
 impl Modify for Keys {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
         document.components.get_or_insert_default().add_security_scheme("key", scheme);
+        let items = document.paths.paths.values_mut();
+        for operation in items.flat_map(|item| [&mut item.get, &mut item.post]).flatten() {
+            if operation.responses.responses.contains_key("401") {
+                let key = SecurityRequirement::new("key", Vec::<String>::new());
+                operation.security = Some(vec![SecurityRequirement::default(), key]);
+            }
+        }
     }
 }

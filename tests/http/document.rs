@@ -5,6 +5,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use axum::http::StatusCode;
+use canvasd::api::{ApiSettings, Keys};
+use canvasd::scheduler::Settings;
 use serde_json::{Value, json};
 
 use super::support::App;
@@ -162,6 +164,24 @@ async fn every_documented_route_exists_and_every_reference_leads_somewhere() {
         assert!(document["components"]["schemas"].get(&name).is_some(), "{name} is referred to and not there");
     }
     assert_eq!(app.get("/openapi.json").await.ok(), document);
+}
+
+#[tokio::test]
+async fn the_document_says_which_operations_want_a_key() {
+    let settings = ApiSettings { keys: Keys::new(["sesame"]), ..ApiSettings::default() };
+    let app = App::with(settings, Settings::default());
+    let mut guarded = 0;
+    for (path, operations) in document()["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let path = path.replace("{model}", "parrots/grey");
+            let reply = if method == "get" { app.get(&path).await } else { app.post(&path, &json!({})).await };
+            // None, too: a server may have no keys.
+            let wanted = if reply.status == StatusCode::UNAUTHORIZED { json!([{}, {"key": []}]) } else { Value::Null };
+            assert_eq!(operation["security"], wanted, "{method} {path}");
+            guarded += usize::from(wanted.is_array());
+        }
+    }
+    assert_eq!(guarded, 8);
 }
 
 #[tokio::test]

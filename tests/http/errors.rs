@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request, header};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::support::{App, Reply};
 
@@ -19,7 +19,10 @@ async fn the_frameworks_own_errors_are_enveloped() {
     assert_eq!(send("GET", "/nowhere", None, "").await.refused(404)["code"], "not_found");
     send("POST", "/v1/chat", None, "").await.refused(404);
     send("GET", "/v1/models/", None, "").await.refused(404);
-    send("GET", "/v1/models/%FF%FE", None, "").await.refused(400);
+    let error = send("GET", "/v1/models/%FF%FE", None, "").await.refused(400);
+    assert!(error["param"] == "model" && error["message"].as_str().unwrap().contains("UTF-8"), "{error}");
+    let document: Value = serde_json::from_str(&canvasd::api::openapi()).unwrap();
+    assert!(document["paths"]["/v1/models/{model}"]["get"]["responses"]["400"].is_object());
     for (method, path) in
         [("GET", "/v1/chat/completions"), ("DELETE", "/v1/models"), ("PUT", "/health"), ("BREW", "/tokenize")]
     {

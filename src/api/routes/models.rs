@@ -1,9 +1,10 @@
 //! `GET /v1/models` and `GET /v1/models/{model}`.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
-use super::super::error::ApiError;
+use super::super::error::{ApiError, ErrorBody};
 use super::super::failures::ReadFailures;
 use super::super::state::AppState;
 use super::super::wire::other::{Model, ModelList};
@@ -29,9 +30,17 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<ModelList> {
     operation_id = "retrieveModel",
     tag = "Models",
     params(("model" = String, Path, description = "The model's id or one of its aliases.", example = "canvasd-demo")),
-    responses((status = 200, description = "The model.", body = Model), ReadFailures)
+    responses(
+        (status = 200, description = "The model.", body = Model),
+        (status = 400, description = "The id is not UTF-8.", body = ErrorBody),
+        ReadFailures
+    )
 )]
-pub(crate) async fn retrieve(State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id.map_err(|_| ApiError::invalid("model", "The model's id in the path must be UTF-8."))?;
     state.check_model(Some(&id))?;
     Ok(Json(model(&state, &id)))
 }
