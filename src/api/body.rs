@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::error::ApiError;
+use super::exact::Exact;
 use super::state::AppState;
 
 /// Names the fields of a request that had no effect because nobody here knows them.
@@ -133,7 +134,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(wrong("The request body is empty; a JSON object is expected.".into()).code("invalid_json"));
     }
-    // Serde would take an array for the fields of a struct in their order; that is nobody's meaning.
+    // An array is read to its end first: the parser would stop at its bracket, and what is broken JSON should be told so.
     if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
         return Err(match serde_json::from_slice::<serde::de::IgnoredAny>(bytes) {
             Ok(_) => {
@@ -149,7 +150,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
             ignored.insert(plain_path(&path));
         }
     };
-    let watching = serde_ignored::Deserializer::new(&mut json, &mut note);
+    let watching = serde_ignored::Deserializer::new(Exact(&mut json), &mut note);
     let value = serde_path_to_error::deserialize(watching).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();

@@ -12,6 +12,7 @@ mod drafts;
 mod edge;
 mod edits;
 mod error;
+mod exact;
 mod failures;
 mod form;
 mod generation;

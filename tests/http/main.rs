@@ -6,6 +6,7 @@ mod clients;
 mod completions;
 mod document;
 mod errors;
+mod exact;
 mod fuzz;
 mod guard;
 #[path = "../support/log.rs"]
