@@ -72,6 +72,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let settings = state.settings();
         check_content_type(request.headers())?;
+        check_encoding(request.headers())?;
         let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let announced = announced.and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
         if announced > settings.body_limit.saturating_mul(DISCARDED) {
@@ -127,6 +128,22 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
+/// Refuses a compressed body, which would otherwise be taken for broken JSON.
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let listed = headers.get_all(header::CONTENT_ENCODING).iter();
+    let plain = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    let mut codings = listed.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+    match codings.find(|coding| !plain(coding)) {
+        None => Ok(()),
+        Some(coding) => {
+            let coding: String = String::from_utf8_lossy(coding).chars().take(40).collect();
+            let message =
+                format!("The encoding '{coding}' of the request body is not supported; send the body uncompressed.");
+            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).code("unsupported_encoding"))
+        }
+    }
+}
+
 /// Parses a body; a byte order mark in front is skipped.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
@@ -170,9 +187,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
     Ok(Body { value, ignored: Ignored(ignored) })
 }
 
-/// A complaint about a value without the names of this program's types.
-fn in_json_words(error: &serde_json::Error) -> String {
-    const WORDS: [(&str, &str); 8] = [
+/// A complaint about a value in the words of JSON rather than of this program's types.
+pub(crate) fn in_json_words(error: &serde_json::Error) -> String {
+    const EXPECTED: [(&str, &str); 8] = [
         ("usize", "a whole number, at least 0"),
         ("u32", "a whole number, at least 0"),
         ("u64", "a whole number, at least 0"),
@@ -183,13 +200,29 @@ fn in_json_words(error: &serde_json::Error) -> String {
         ("a boolean", "true or false"),
     ];
     let message = error.to_string().replace("unknown variant", "unknown value");
-    // What was expected stands last, before the position; anything in front of it may be a quotation.
-    let Some((found, rest)) = message.rsplit_once(", expected ") else { return message };
-    let (expected, position) = rest.rsplit_once(" at line ").unwrap_or((rest, ""));
-    let known =
-        WORDS.iter().find(|(ours, _)| if ours.ends_with(' ') { expected.starts_with(ours) } else { expected == *ours });
-    let expected = known.map_or(expected, |(_, json)| json);
-    format!("{found}, expected {expected} at line {position}")
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let (clause, place) = match message.strip_suffix(&place) {
+        // Before anything was read: the place says nothing.
+        Some(clause) if error.column() == 0 => (clause, ""),
+        Some(clause) => (clause, place.as_str()),
+        None => (message.as_str(), ""),
+    };
+    // What was expected stands last; anything in front of it may be a quotation.
+    let Some((found, expected)) = clause.rsplit_once(", expected ") else { return format!("{clause}{place}") };
+    let known = EXPECTED
+        .iter()
+        .find(|(ours, _)| if ours.ends_with(' ') { expected.starts_with(ours) } else { expected == *ours });
+    format!("{}, expected {}{place}", found_in_json_words(found), known.map_or(expected, |(_, json)| json))
+}
+
+/// The part of a complaint that says what was found.
+fn found_in_json_words(found: &str) -> String {
+    match (found, found.strip_prefix("invalid type: floating point ")) {
+        ("invalid type: sequence", _) => "invalid type: array".to_owned(),
+        ("invalid type: map", _) => "invalid type: object".to_owned(),
+        (_, Some(number)) => format!("invalid type: number {number}"),
+        (other, None) => other.to_owned(),
+    }
 }
 
 /// `messages[0].name` rather than serde_ignored's `messages.0.name` with marks for options.
@@ -269,6 +302,16 @@ mod tests {
             (
                 br#"{"inner":[{"count":-1}]}"#,
                 "invalid value: integer `-1`, expected a whole number, at least 0 at line 1 column 21",
+            ),
+            (br#"{"inner":{}}"#, "invalid type: object, expected an array at line 1 column 9"),
+            (br#"{"inner":[[1]]}"#, "invalid type: array, expected an object at line 1 column 10"),
+            (
+                br#"{"inner":[{"count":1.5}]}"#,
+                "invalid type: number `1.5`, expected a whole number, at least 0 at line 1 column 22",
+            ),
+            (
+                br#"{"inner":[{"count":[]}]}"#,
+                "invalid type: array, expected a whole number, at least 0 at line 1 column 19",
             ),
         ] {
             let message = refused(body).message;

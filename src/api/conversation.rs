@@ -7,12 +7,12 @@ use std::collections::HashSet;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::body::Ignored;
-use super::error::ApiError;
+use super::body::{Ignored, in_json_words};
+use super::error::{ApiError, sentence};
 use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
-use super::wire::options::{Function, Tool};
+use super::wire::options::{Function, NamedTool, Tool};
 use crate::prompt::{self, CallableTools, Chat, Fault, PromptError, Text, Thinking};
 
 /// Longest name of a tool, as in the original API.
@@ -124,8 +124,10 @@ fn tool_call(wire: SentToolCall, path: &str) -> Result<prompt::ToolCall, ApiErro
 pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, Value>, ApiError> {
     match text.as_deref().map(str::trim) {
         None | Some("") => Ok(Map::new()),
-        Some(text) => serde_json::from_str(text)
-            .map_err(|error| ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {error}."))),
+        Some(text) => serde_json::from_str(text).map_err(|error| {
+            let why = in_json_words(&error);
+            ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
+        }),
     }
 }
 
@@ -187,7 +189,7 @@ impl Toolbox {
             Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(self),
             Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(Toolbox::default()),
             Some(ToolChoice::Mode(mode)) if mode == "required" => Err(not_enforced()),
-            Some(ToolChoice::Named(_)) => Err(not_enforced()),
+            Some(ToolChoice::Named(tool)) => Err(refused(&tool)),
             Some(ToolChoice::Mode(_)) => {
                 Err(ApiError::invalid("tool_choice", "'tool_choice' must be 'auto' or 'none'."))
             }
@@ -198,6 +200,20 @@ impl Toolbox {
 fn not_enforced() -> ApiError {
     let message = "This server cannot force the model to call a tool; 'tool_choice' must be 'auto' or 'none'.";
     ApiError::unsupported("tool_choice", message)
+}
+
+/// Why a choice that is an object is refused.
+fn refused(choice: &NamedTool) -> ApiError {
+    match choice.r#type.as_deref() {
+        None if choice.name.is_none() && choice.function.is_none() => ApiError::missing("tool_choice.type"),
+        None | Some("function") => not_enforced(),
+        Some("allowed_tools") => {
+            let message = "This server offers the model all 'tools'; send only those that it may call, and 'tool_choice' \
+                           as 'auto'.";
+            ApiError::unsupported("tool_choice", message)
+        }
+        Some(_) => ApiError::unsupported("tool_choice.type", "'tool_choice' must be 'auto' or 'none'."),
+    }
 }
 
 /// Refuses a tool that is no function.
@@ -280,14 +296,5 @@ pub(crate) fn of_prompt(error: &PromptError, messages: &str) -> ApiError {
         Fault::Tools => ApiError::unsupported("tools", message),
         Fault::Thinking | Fault::Kwargs => ApiError::invalid("chat_template_kwargs", message),
         Fault::Checkpoint => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("checkpoint"),
-    }
-}
-
-/// The other rooms' errors are clauses; a client gets sentences.
-fn sentence(clause: &str) -> String {
-    let mut letters = clause.chars();
-    match letters.next() {
-        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str().trim_end_matches('.')),
-        None => String::new(),
     }
 }

@@ -122,7 +122,7 @@ impl ApiError {
 
     /// The scheduler took no job; `prompt` is the field that held the prompt.
     pub(crate) fn refused(refusal: &Refusal, prompt: &str) -> ApiError {
-        let message = refusal.to_string();
+        let message = sentence(&refusal.to_string());
         match refusal {
             Refusal::QueueFull { retry_after, .. } => {
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full").retry_after(*retry_after)
@@ -167,7 +167,16 @@ impl From<&JobError> for ApiError {
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
             JobError::Stalled => (StatusCode::REQUEST_TIMEOUT, "reader_stalled"),
         };
-        ApiError::new(status, error.to_string()).code(code)
+        ApiError::new(status, sentence(&error.to_string())).code(code)
+    }
+}
+
+/// The other rooms' errors are clauses; a client gets sentences.
+pub(crate) fn sentence(clause: &str) -> String {
+    let mut letters = clause.chars();
+    match letters.next() {
+        Some(first) => format!("{}{}.", first.to_uppercase(), letters.as_str().trim_end_matches('.')),
+        None => String::new(),
     }
 }
 
@@ -203,5 +212,31 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(Enveloped);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_rooms_say_becomes_a_sentence() {
+        let full = Refusal::QueueFull { queued: 1, choices: 2, retry_after: Duration::from_secs(3) };
+        let large = Refusal::NeverFits { what: "the context in tokens", needed: 2, available: 1 };
+        let refusals =
+            [full, large, Refusal::Invalid("the prompt is empty".into()), Refusal::Draining, Refusal::Stopped];
+        let failures = [
+            JobError::DeadlineExceeded,
+            JobError::Model("row 0 is damaged".into()),
+            JobError::ShutDown,
+            JobError::Stopped,
+            JobError::Stalled,
+        ];
+        let refusals = refusals.iter().map(|refusal| ApiError::refused(refusal, "prompt"));
+        for error in refusals.chain(failures.iter().map(ApiError::from)) {
+            let message = error.body().error.message;
+            assert!(message.starts_with(char::is_uppercase) && message.ends_with('.'), "{message}");
+        }
+        assert_eq!(ApiError::from(&failures[1]).body().error.message, "The model failed: row 0 is damaged.");
     }
 }

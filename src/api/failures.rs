@@ -23,7 +23,7 @@ const ALL: [(&str, &str); 10] = [
     ("405", "The path does not answer this method."),
     ("408", "The request took too long to arrive."),
     ("413", "The body is too large."),
-    ("415", "The body is not sent as JSON."),
+    ("415", "The body is not sent as JSON, or is compressed."),
     ("429", "The queue is full; `Retry-After` says when to try again."),
     ("500", "The server failed."),
     (

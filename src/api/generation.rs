@@ -9,7 +9,7 @@ use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
 use crate::prompt::{Blueprint, CallableTools, Dialect, Prompt, Rules};
-use crate::scheduler::{Choice, Job};
+use crate::scheduler::{Choice, Job, Limits};
 
 /// All that a request wants done.
 pub(crate) struct Plan {
@@ -34,7 +34,7 @@ pub(crate) struct Plan {
 
 /// Submits one job per prompt, all or none, and gives the pump of their events. Choices are numbered prompt by prompt.
 pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
-    let context = state.engine().limits().context;
+    let limits = state.engine().limits();
     let order = &plan.order;
     let drafts = order.delivery.drafts();
     let (text, callable) = (state.text(), Arc::new(plan.callable));
@@ -42,7 +42,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
-        let max_tokens = room(prompt.ids.len(), plan.max_tokens, context, plan.field)?;
+        let max_tokens = room(prompt.ids.len(), plan.max_tokens, limits, plan.field)?;
         prompt_sizes.push(prompt.ids.len());
         // Two prompts of a request draw the same numbers, so each gets the text it would get alone.
         let choice = |stream: usize| Choice {
@@ -80,19 +80,21 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     Ok(Pump::new(voices, prompt_sizes, plan.choices))
 }
 
-/// How many tokens the answer may have: what was asked for, as far as the context holds it.
-fn room(prompt: usize, asked: Option<usize>, context: usize, field: &str) -> Result<usize, ApiError> {
+/// How many tokens the answer may have: what was asked for, as far as the context holds it beside a prompt that leaves
+/// room for a canvas.
+fn room(prompt: usize, asked: Option<usize>, limits: &Limits, field: &str) -> Result<usize, ApiError> {
     if prompt == 0 {
         return Err(ApiError::invalid(field, format!("'{field}' holds no tokens; at least one is needed.")));
     }
-    match context.saturating_sub(prompt) {
-        0 => Err(ApiError::invalid(
-            field,
-            format!(
-                "The prompt has {prompt} tokens; the model's context of {context} tokens leaves no room to answer."
-            ),
-        )
-        .code("context_length_exceeded")),
-        room => Ok(asked.unwrap_or(room).min(room)),
+    let most = limits.context.saturating_sub(limits.canvas);
+    if prompt > most {
+        let message = format!(
+            "The prompt has {prompt} tokens; shorten it to at most {most}, so that the model's context of {} tokens has \
+             room for an answer.",
+            limits.context
+        );
+        return Err(ApiError::invalid(field, message).code("context_length_exceeded"));
     }
+    let room = limits.context - prompt;
+    Ok(asked.unwrap_or(room).min(room))
 }

@@ -1,5 +1,6 @@
 """Wrong requests of every kind: each is refused quickly with the OpenAI error object, and the server goes on."""
 
+import gzip
 import json
 import socket
 import time
@@ -34,6 +35,7 @@ BAD = {
     "lone surrogate": ("POST", CHAT, JSON, '{"model": "MODEL", "messages": [{"role": "user", "content": "\\ud800"}]}', {400}),
     "deep nesting": ("POST", CHAT, JSON, "[" * 100_000, {400}),
     "wrong content type": ("POST", CHAT, {"content-type": "text/plain"}, chat(), {415}),
+    "compressed": ("POST", CHAT, JSON | {"content-encoding": "gzip"}, gzip.compress(chat().encode()), {415}),
     "no content type": ("POST", CHAT, {}, chat(), {415}),
     "wrong method": ("GET", CHAT, {}, "", {405}),
     "delete a model": ("DELETE", "/v1/models/x", {}, "", {405}),

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, header};
 use serde_json::{Value, json};
 
-use super::support::{App, Reply};
+use super::support::{App, Reply, chat_body};
 
 #[tokio::test]
 async fn the_frameworks_own_errors_are_enveloped() {
@@ -87,4 +87,89 @@ async fn odd_but_legal_text_is_text() {
     assert_eq!(app.post_bytes("/v1/completions", marked).await.ok()["choices"][0]["text"], "Hello there.");
     let twice = b"{\"prompt\":\"hello\",\"prompt\":\"hello\"}".to_vec();
     app.post_bytes("/v1/completions", twice).await.refused(400);
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_told_so() {
+    let app = App::new();
+    let send = async |encodings: &[&str], body: &[u8]| {
+        let mut request = Request::post("/v1/completions").header(header::CONTENT_TYPE, "application/json");
+        for encoding in encodings {
+            request = request.header(header::CONTENT_ENCODING, *encoding);
+        }
+        Reply::of(app.send(request.body(Body::from(body.to_vec())).unwrap()).await).await
+    };
+    let plain = b"{\"prompt\":\"hello\"}";
+    for encodings in [&["gzip"][..], &["identity, br"], &["identity", "zstd"], &["GZIP"], &["x y"]] {
+        let error = send(encodings, b"\x1f\x8b\x08\0\0\0").await.refused(415);
+        assert!(error["message"].as_str().unwrap().contains("send the body uncompressed"), "{error}");
+        assert_eq!(error["code"], "unsupported_encoding");
+        send(encodings, plain).await.refused(415);
+    }
+    for encodings in [&["identity"][..], &["Identity"], &[""]] {
+        send(encodings, plain).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn an_error_says_what_to_do_next() {
+    let app = App::new();
+    let chat = "/v1/chat/completions";
+    let ask = |fields: Value| chat_body("hello", fields);
+    let called = |arguments: &str| {
+        let call = json!({"id": "c", "function": {"name": "f", "arguments": arguments}});
+        json!({"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    };
+    let allowed = json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}});
+    for (path, body, param, said) in [
+        // A canvas has 16 tokens and the context 640.
+        ("/v1/completions", json!({"prompt": vec![100; 625]}), "prompt", "has 625 tokens; shorten it to at most 624,"),
+        ("/v1/completions", json!({"prompt": vec![100; 9999]}), "prompt", "shorten it to at most 624,"),
+        (
+            "/v1/completions",
+            json!({"prompt": "x", "max_tokens": -1}),
+            "max_tokens",
+            "expected a whole number, at least 1",
+        ),
+        ("/v1/completions", json!({"prompt": "x", "best_of": -1}), "best_of", "expected a whole number, at least 1"),
+        ("/v1/responses", json!({"input": "x", "max_output_tokens": -1}), "max_output_tokens", "at least 1"),
+        (chat, ask(json!({"max_tokens": -1})), "max_tokens", "`-1`, expected a whole number, at least 1"),
+        (chat, ask(json!({"max_tokens": 0})), "max_tokens", "must be at least 1, got 0"),
+        (chat, ask(json!({"max_tokens": "1"})), "max_tokens", "expected a whole number, at least 1"),
+        (chat, ask(json!({"n": -1})), "n", "expected a whole number, at least 1"),
+        (chat, ask(json!({"top_logprobs": -1})), "top_logprobs", "expected a whole number, at least 0"),
+        (chat, ask(json!({"diffusion": {"timeout_ms": -1}})), "diffusion.timeout_ms", "at least 1"),
+        (chat, ask(json!({"user": {}})), "user", "invalid type: object, expected a string"),
+        (chat, ask(json!({"user": []})), "user", "invalid type: array, expected a string"),
+        (chat, ask(json!({"stop": {}})), "stop", "invalid type: object, expected a string or an array"),
+        (chat, ask(json!({"n": 1.5})), "n", "invalid type: number `1.5`"),
+        (chat, json!({"messages": [{"role": 5}]}), "messages[0].role", "invalid type: integer `5`, expected a string"),
+        (
+            chat,
+            called("[]"),
+            "messages[0].tool_calls[0].function.arguments",
+            "of an object: invalid type: array, expected an object.",
+        ),
+        (chat, ask(json!({"tool_choice": {}})), "tool_choice.type", "Missing required parameter"),
+        (chat, ask(json!({"tool_choice": {"type": "custom", "name": "f"}})), "tool_choice.type", "'auto' or 'none'"),
+        (chat, ask(json!({"tool_choice": {"name": "f"}})), "tool_choice", "cannot force"),
+        (chat, ask(allowed.clone()), "tool_choice", "send only those"),
+        (
+            "/v1/responses",
+            json!({"input": "x", "tool_choice": allowed["tool_choice"]}),
+            "tool_choice",
+            "send only those",
+        ),
+    ] {
+        let error = app.post(path, &body).await.refused(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(error["param"] == param && message.contains(said) && message.ends_with('.'), "{said}: {error}");
+    }
+    for body in [ask(json!({"max_tokens": 1, "n": 1})), ask(json!({"max_tokens": null, "n": null}))] {
+        app.post(chat, &body).await.ok();
+    }
+    let fits = json!({"prompt": vec![100; 624], "max_tokens": 1, "diffusion": {"max_denoising_steps": 1}});
+    app.post("/v1/completions", &fits).await.ok();
+    let error = app.chat("fail", json!({})).await.refused(500);
+    assert!(error["message"].as_str().unwrap().starts_with("The model failed: "), "{error}");
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::count::from_one;
 use super::either::{Content, Stop, ToolChoice};
 use super::options::{DiffusionOptions, ResponseFormat, StreamOptions, Tool};
 
@@ -29,6 +30,7 @@ pub struct ChatRequest {
     pub diffusing: Option<bool>,
     /// Answers wanted, 1 to 128. Default 1.
     #[schema(minimum = 1, maximum = 128)]
+    #[serde(default, deserialize_with = "from_one")]
     pub n: Option<usize>,
     /// Same seed, same text: seed of all random draws. Absent: a new one each time, except that `temperature` 0 uses 0.
     #[schema(value_type = Option<i64>)]
@@ -44,9 +46,11 @@ pub struct ChatRequest {
     /// Most tokens of the answer; exact, never rounded up to a canvas. `max_completion_tokens` goes before it. What does
     /// not fit into the context is cut off it. Default: the server's `default_max_tokens`, or what the context holds.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "from_one")]
     pub max_tokens: Option<usize>,
     /// The newer name of `max_tokens`.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "from_one")]
     pub max_completion_tokens: Option<usize>,
     /// A string, or up to 4, of at most 1,024 characters each, before which the answer ends. It is looked for in the
     /// content, not in the reasoning.
@@ -70,7 +74,7 @@ pub struct ChatRequest {
     /// Functions that the model may call.
     pub tools: Option<Vec<Tool>>,
     /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
-    /// would have to be enforced.
+    /// would have to be enforced. So is `allowed_tools`: leave the other tools out.
     pub tool_choice: Option<ToolChoice>,
     /// `false` passes on only the first call of an answer. Default true.
     pub parallel_tool_calls: Option<bool>,

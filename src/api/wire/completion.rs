@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::Seed;
+use super::count::from_one;
 use super::either::{Prompt, Stop};
 use super::options::{DiffusionOptions, StreamOptions};
 
@@ -27,10 +28,12 @@ pub struct CompletionRequest {
     pub diffusing: Option<bool>,
     /// Continuations wanted per prompt, 1 to 128. Default 1.
     #[schema(minimum = 1, maximum = 128)]
+    #[serde(default, deserialize_with = "from_one")]
     pub n: Option<usize>,
     /// Makes that many continuations and gives the `n` with the best mean log-probability; at least `n`, at most 128.
     /// Not with `stream`. Default `n`.
     #[schema(minimum = 1, maximum = 128)]
+    #[serde(default, deserialize_with = "from_one")]
     pub best_of: Option<usize>,
     /// Repeats the prompt in front of the answer. Not with `logprobs`. Default false.
     pub echo: Option<bool>,
@@ -41,6 +44,7 @@ pub struct CompletionRequest {
     pub suffix: Option<String>,
     /// Most tokens of an answer; exact. What does not fit into the context is cut off it. Default 16.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "from_one")]
     pub max_tokens: Option<usize>,
     /// A string, or up to 4, of at most 1,024 characters each, before which the answer ends.
     pub stop: Option<Stop>,

@@ -9,6 +9,7 @@
 pub mod answer;
 pub mod chat;
 pub mod completion;
+pub(crate) mod count;
 pub mod either;
 pub mod options;
 pub mod other;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::count::from_one;
 use super::either::Progress;
 
 /// What a stream carries beside the text.
@@ -23,6 +24,7 @@ pub struct StreamOptions {
 pub struct ProgressOptions {
     /// Tells of every n-th step only. 1 to 1,000; default 1.
     #[schema(minimum = 1, maximum = 1000)]
+    #[serde(default, deserialize_with = "from_one")]
     pub every: Option<u32>,
     /// `text`: the draft's text each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
     pub mode: Option<ProgressMode>,
@@ -53,6 +55,7 @@ pub struct DiffusionOptions {
     pub effort: Option<Effort>,
     /// Most denoising steps per canvas, 1 to 1,024.
     #[schema(minimum = 1, maximum = 1024)]
+    #[serde(default, deserialize_with = "from_one")]
     pub max_denoising_steps: Option<usize>,
     /// Nats of entropy that may be accepted per step; above 0, up to 1,000,000.
     #[schema(exclusive_minimum = 0, maximum = 1000000)]
@@ -66,6 +69,7 @@ pub struct DiffusionOptions {
     /// Most milliseconds from the request to the last commit. When they are over, the canvas is committed as it stands
     /// and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "from_one")]
     pub timeout_ms: Option<u64>,
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::{ReasoningEffort, Seed};
+use super::count::from_one;
 use super::either::{Content, Input, ToolChoice};
 use super::options::{DiffusionOptions, StreamOptions};
 use super::progress::ProgressFrame;
@@ -29,6 +30,7 @@ pub struct ResponsesRequest {
     pub diffusing: Option<bool>,
     /// Most tokens of the answer; exact. What does not fit into the context is cut off it.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "from_one")]
     pub max_output_tokens: Option<usize>,
     /// 0 to 2, default 1; acts as in chat.
     #[schema(minimum = 0, maximum = 2)]
@@ -48,7 +50,7 @@ pub struct ResponsesRequest {
     /// Functions that the model may call.
     pub tools: Option<Vec<FunctionTool>>,
     /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
-    /// would have to be enforced.
+    /// would have to be enforced. So is `allowed_tools`: leave the other tools out.
     pub tool_choice: Option<ToolChoice>,
     /// `false` passes on only the first call of an answer. Default true.
     pub parallel_tool_calls: Option<bool>,
