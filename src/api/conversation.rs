@@ -2,13 +2,12 @@
 //!
 //! Refuses what the model cannot take (images, audio, files) and what contradicts itself, by the path of the field.
 
-use std::collections::HashSet;
-
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::body::{Ignored, in_json_words};
 use super::error::{ApiError, sentence};
+use super::open_calls::{CallForm, OpenCalls};
 use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::{Content, ToolChoice};
@@ -24,15 +23,20 @@ pub(crate) fn messages(wire: Option<Vec<Message>>, field: &str) -> Result<Vec<pr
     if wire.is_empty() {
         return Err(ApiError::invalid(field, format!("'{field}' must hold at least one message.")));
     }
-    let mut calls = HashSet::new();
-    wire.into_iter()
-        .enumerate()
-        .map(|(index, message)| one(message, &format!("{field}[{index}]"), &mut calls))
-        .collect()
+    let mut calls = OpenCalls::new(CallForm::Messages);
+    let mut messages = Vec::with_capacity(wire.len());
+    for (index, message) in wire.into_iter().enumerate() {
+        if message.role.is_some_and(|role| role != Role::Tool) {
+            calls.settled()?;
+        }
+        messages.push(one(message, &format!("{field}[{index}]"), &mut calls)?);
+    }
+    calls.settled()?;
+    Ok(messages)
 }
 
-/// One message at `path`; `calls` are the ids of the calls made before it.
-pub(crate) fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Result<prompt::Message, ApiError> {
+/// One message at `path`; `calls` are the calls made before it.
+pub(crate) fn one(wire: Message, path: &str, calls: &mut OpenCalls) -> Result<prompt::Message, ApiError> {
     let at = |field: &str| format!("{path}.{field}");
     let role = wire.role.ok_or_else(|| ApiError::missing(&at("role")))?;
     if wire.audio.is_some() {
@@ -45,20 +49,24 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut HashSet<String>) -> Res
     if !tool_calls.is_empty() && role != Role::Assistant {
         return Err(ApiError::invalid(at("tool_calls"), "Only assistant messages may carry 'tool_calls'."));
     }
-    let tool_calls = tool_calls.into_iter().enumerate();
-    let tool_calls = tool_calls.map(|(index, call)| tool_call(call, &format!("{path}.tool_calls[{index}]")));
-    let tool_calls = tool_calls.collect::<Result<Vec<_>, _>>()?;
-    calls.extend(tool_calls.iter().map(|call| call.id.clone()));
-    let tool_call_id = match role {
-        Role::Tool => {
-            let id = wire.tool_call_id.ok_or_else(|| ApiError::missing(&at("tool_call_id")))?;
-            if !calls.contains(&id) {
-                let message = "'tool_call_id' must name a call that an earlier assistant message made.";
-                return Err(ApiError::invalid(at("tool_call_id"), message));
-            }
+    let tool_calls = tool_calls.into_iter().enumerate().map(|(index, call)| {
+        let path = format!("{path}.tool_calls[{index}]");
+        let call = tool_call(call, &path)?;
+        calls.call(&call.id, &path)?;
+        Ok(call)
+    });
+    let tool_calls = tool_calls.collect::<Result<Vec<_>, ApiError>>()?;
+    let tool_call_id = match (role, wire.tool_call_id) {
+        (Role::Tool, Some(id)) => {
+            calls.result(&id, path)?;
             Some(id)
         }
-        _ => None,
+        (Role::Tool, None) => return Err(ApiError::missing(&at("tool_call_id"))),
+        (_, Some(_)) => {
+            let message = "Only 'tool' messages answer a call; leave 'tool_call_id' out.";
+            return Err(ApiError::invalid(at("tool_call_id"), message));
+        }
+        (_, None) => None,
     };
     let content = match (wire.content, wire.refusal) {
         (Some(wire), _) => content(wire, &at("content"))?,

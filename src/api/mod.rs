@@ -19,6 +19,7 @@ mod generation;
 mod loading;
 mod logprobs;
 mod meters;
+mod open_calls;
 mod order;
 mod pump;
 mod routes;

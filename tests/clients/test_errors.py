@@ -46,6 +46,10 @@ BAD = {
     "messages of wrong type": ("POST", CHAT, JSON, chat(messages="hi"), {400}),
     "unknown role": ("POST", CHAT, JSON, chat(messages=[{"role": "wizard", "content": "hi"}]), {400}),
     "content of wrong type": ("POST", CHAT, JSON, chat(messages=[{"role": "user", "content": 7}]), {400}),
+    "an array for an object": ("POST", CHAT, JSON, chat(stream_options=[True, None, None]), {400}),
+    "a call without its result": ("POST", CHAT, JSON, chat(messages=[*ASK, {"role": "assistant", "tool_calls": [
+        {"id": "a1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}]), {400}),
+    "a token with two biases": ("POST", CHAT, JSON, chat()[:-1] + ', "logit_bias": {"5": -100, "5": 100}}', {400}),
     "image": ("POST", CHAT, JSON, chat(messages=[{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]), {400}),
     "temperature too high": ("POST", CHAT, JSON, chat(temperature=2.1), {400}),

@@ -105,6 +105,17 @@ def test_responses_with_functions(client, model):
     assert [json.loads(item.arguments) for item in final.output] == [PARIS, ROME]
 
 
+def test_text_after_a_call_goes_back_with_it(client, model):
+    """Items as they came, in their order: the text stands between the call and its output."""
+    first = client.responses.create(model=model, input="mixed", tools=FLAT)
+    assert [item.type for item in first.output] == ["function_call", "message"]
+    output = {"type": "function_call_output", "call_id": first.output[0].call_id, "output": RESULT}
+    history = [*say("mixed"), *first.output]
+    assert client.responses.create(model=model, input=[*history, output], tools=FLAT).output_text == "Hello there."
+    with pytest.raises(openai.BadRequestError, match=first.output[0].call_id):
+        client.responses.create(model=model, input=history, tools=FLAT)
+
+
 def chat(parrot, **options):
     return ChatOpenAI(base_url=parrot.url + "/v1", api_key="none", model="parrots/grey", max_retries=0, **options)
 

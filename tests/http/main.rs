@@ -1,5 +1,6 @@
 //! The HTTP API over the real scheduler, the shipped tokenizer and a scripted model: no weights, every path.
 
+mod calls;
 mod channels;
 mod chat;
 mod clients;

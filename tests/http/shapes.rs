@@ -69,11 +69,16 @@ async fn parts_are_valid_on_every_role() {
     let call = json!([{"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]);
     for role in ["system", "developer", "user", "assistant", "tool"] {
         let said = |content: Value| {
-            let messages = json!([
-                {"role": "assistant", "content": null, "tool_calls": call},
-                {"role": role, "content": content, "tool_call_id": "c"},
-                {"role": "user", "content": "hello"}
-            ]);
+            let user = json!({"role": "user", "content": "hello"});
+            let messages = match role {
+                // A result answers a call, and nothing else does.
+                "tool" => json!([
+                    {"role": "assistant", "content": null, "tool_calls": call},
+                    {"role": role, "content": content, "tool_call_id": "c"},
+                    user
+                ]),
+                _ => json!([{"role": role, "content": content}, user]),
+            };
             json!({"messages": messages})
         };
         let text = app.post("/tokenize", &said(json!("two parts"))).await.ok();

@@ -177,9 +177,9 @@ pub struct Message {
     pub content: Option<Content>,
     /// Handed to the template.
     pub name: Option<String>,
-    /// Calls that the assistant made.
+    /// Calls that the assistant made. Each wants its result, in a `tool` message, before the conversation goes on.
     pub tool_calls: Option<Vec<SentToolCall>>,
-    /// Which call a `tool` message answers; required there.
+    /// Which call a `tool` message answers; required there, and refused elsewhere.
     pub tool_call_id: Option<String>,
     /// Thoughts of the assistant; whether they are shown to the model again is the template's decision.
     pub reasoning_content: Option<String>,
@@ -247,7 +247,7 @@ pub struct ContentPart {
 /// A call as it comes back in the history.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct SentToolCall {
-    /// Its id, which the result's `tool_call_id` repeats.
+    /// Its id, which the result's `tool_call_id` repeats; no two calls that wait for their results may have the same.
     #[schema(required = true, nullable = false)]
     pub id: Option<String>,
     /// `function`.

@@ -158,7 +158,7 @@ pub struct InputItem {
     pub role: Option<super::chat::Role>,
     /// Text, or parts; of a message.
     pub content: Option<Content>,
-    /// Id of a call, which its output repeats.
+    /// Id of a call, which its output repeats. Each call wants its output before the conversation goes on.
     pub call_id: Option<String>,
     /// The function of a call.
     pub name: Option<String>,

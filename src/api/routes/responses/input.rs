@@ -1,12 +1,12 @@
 //! From a response's input to the conversation that `prompt` renders.
 //!
 //! Calls and their results are items of their own here; in the conversation a call belongs to the assistant's message
-//! before it, what the assistant says after a call belongs to the message that calls, and a result is a message.
-
-use std::collections::HashSet;
+//! before it, and a result is a message. As long as a call waits for its result the assistant's turn is not over: what it
+//! says after the call belongs to the same message.
 
 use super::super::super::conversation::{Toolbox, arguments, check_kind, content, one};
 use super::super::super::error::ApiError;
+use super::super::super::open_calls::{CallForm, OpenCalls};
 use super::super::super::wire::chat::{self as wire, Message};
 use super::super::super::wire::either::{Content, Input};
 use super::super::super::wire::options::Function;
@@ -18,7 +18,7 @@ pub(super) fn conversation(
     instructions: Option<String>,
     input: Option<Input>,
 ) -> Result<Vec<prompt::Message>, ApiError> {
-    let mut turns = Turns::default();
+    let mut turns = Turns { messages: Vec::new(), calls: OpenCalls::new(CallForm::Items), turn: 0 };
     turns.messages.extend(instructions.map(|text| prompt::Message::new(Role::System, text)));
     match input.ok_or_else(|| ApiError::missing("input"))? {
         Input::Text(text) => turns.messages.push(prompt::Message::new(Role::User, text)),
@@ -28,6 +28,7 @@ pub(super) fn conversation(
             }
         }
     }
+    turns.calls.settled()?;
     if turns.messages.is_empty() {
         return Err(ApiError::invalid("input", "'input' must hold at least one message."));
     }
@@ -35,11 +36,11 @@ pub(super) fn conversation(
 }
 
 /// The conversation so far.
-#[derive(Default)]
 struct Turns {
     messages: Vec<prompt::Message>,
-    /// Ids of the calls so far.
-    calls: HashSet<String>,
+    calls: OpenCalls,
+    /// Which message made the calls that wait for their results; means nothing where none does.
+    turn: usize,
 }
 
 impl Turns {
@@ -63,15 +64,18 @@ impl Turns {
                            the call's 'call_id' and its 'output'.";
             return Err(ApiError::invalid(format!("{path}.role"), message));
         }
+        if item.role.is_some_and(|role| role != wire::Role::Assistant) {
+            self.calls.settled()?;
+        }
         let content = item.content.filter(|content| !matches!(content, Content::Parts(parts) if parts.is_empty()));
         let message = Message { role: item.role, content, ..Message::default() };
         let message = one(message, path, &mut self.calls)?;
-        match self.messages.last_mut() {
-            // Between a call and its result there is no room for another turn.
-            Some(calling) if message.role == Role::Assistant && !calling.tool_calls.is_empty() => {
-                go_on(&mut calling.content, message.content);
+        match self.messages.get_mut(self.turn).filter(|_| self.calls.waiting()) {
+            Some(turn) => {
+                turn.name = turn.name.take().or(message.name);
+                append(&mut turn.content, message.content);
             }
-            _ => self.messages.push(message),
+            None => self.messages.push(message),
         }
         Ok(())
     }
@@ -80,15 +84,16 @@ impl Turns {
         let at = |field: &str| format!("{path}.{field}");
         let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
         let name = item.name.ok_or_else(|| ApiError::missing(&at("name")))?;
-        let call = ToolCall { id: id.clone(), name, arguments: arguments(item.arguments, &at("arguments"))? };
-        self.calls.insert(id);
-        match self.messages.last_mut() {
-            Some(message) if message.role == Role::Assistant => message.tool_calls.push(call),
-            _ => {
-                let mut message = prompt::Message::new(Role::Assistant, "");
-                message.tool_calls.push(call);
-                self.messages.push(message);
+        let arguments = arguments(item.arguments, &at("arguments"))?;
+        if !self.calls.waiting() {
+            if self.messages.last().is_none_or(|message| message.role != Role::Assistant) {
+                self.messages.push(prompt::Message::new(Role::Assistant, ""));
             }
+            self.turn = self.messages.len() - 1;
+        }
+        self.calls.call(&id, path)?;
+        if let Some(turn) = self.messages.get_mut(self.turn) {
+            turn.tool_calls.push(ToolCall { id, name, arguments });
         }
         Ok(())
     }
@@ -96,10 +101,7 @@ impl Turns {
     fn output(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
         let at = |field: &str| format!("{path}.{field}");
         let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
-        if !self.calls.contains(&id) {
-            let message = "'call_id' must name a 'function_call' that stands before it.";
-            return Err(ApiError::invalid(at("call_id"), message));
-        }
+        self.calls.result(&id, path)?;
         let output = item.output.ok_or_else(|| ApiError::missing(&at("output")))?;
         let mut message = prompt::Message::new(Role::Tool, "");
         message.content = content(output, &at("output"))?;
@@ -109,27 +111,20 @@ impl Turns {
     }
 }
 
-/// Continues what was said: without a seam, since it was one text before a call came in between.
-fn go_on(said: &mut prompt::Content, more: prompt::Content) {
-    if let (prompt::Content::Text(text), prompt::Content::Text(more)) = (&mut *said, &more) {
-        text.push_str(more);
-        return;
-    }
-    let mut whole = parts(std::mem::replace(said, prompt::Content::Parts(Vec::new())));
-    for (index, Part::Text(text)) in parts(more).into_iter().enumerate() {
-        match whole.last_mut() {
-            Some(Part::Text(last)) if index == 0 => last.push_str(&text),
-            _ => whole.push(Part::Text(text)),
-        }
-    }
-    *said = prompt::Content::Parts(whole);
-}
-
-fn parts(content: prompt::Content) -> Vec<Part> {
-    match content {
+/// Lets a message go on with `more`, as if it had been said at once.
+fn append(said: &mut prompt::Content, more: prompt::Content) {
+    let parts = |content| match content {
         prompt::Content::Text(text) => vec![Part::Text(text)],
         prompt::Content::Parts(parts) => parts,
+    };
+    let mut all = parts(std::mem::replace(said, prompt::Content::Parts(Vec::new())));
+    let mut more = parts(more).into_iter();
+    match (all.pop(), more.next()) {
+        (Some(Part::Text(last)), Some(Part::Text(first))) => all.push(Part::Text(last + &first)),
+        (last, first) => all.extend(last.into_iter().chain(first)),
     }
+    all.extend(more);
+    *said = prompt::Content::Parts(all);
 }
 
 /// The functions that the model may call.
