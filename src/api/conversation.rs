@@ -101,8 +101,24 @@ pub(crate) fn content(wire: Content, path: &str) -> Result<prompt::Content, ApiE
 fn part(wire: ContentPart, path: &str) -> Result<prompt::Part, ApiError> {
     let at = |field: &str| format!("{path}.{field}");
     let text = match wire.r#type.as_deref() {
-        Some("text" | "input_text" | "output_text") => wire.text.ok_or_else(|| ApiError::missing(&at("text")))?,
-        Some("refusal") => wire.refusal.or(wire.text).ok_or_else(|| ApiError::missing(&at("refusal")))?,
+        Some("text" | "input_text" | "output_text") => {
+            refuse_media(&wire, path)?;
+            if wire.refusal.is_some() {
+                let message = "A 'refusal' belongs to a part of the type 'refusal'; leave it out.";
+                return Err(ApiError::invalid(at("refusal"), message));
+            }
+            wire.text.ok_or_else(|| ApiError::missing(&at("text")))?
+        }
+        Some("refusal") => {
+            refuse_media(&wire, path)?;
+            match (wire.refusal, wire.text) {
+                (Some(_), Some(_)) => {
+                    let message = "A part of the type 'refusal' holds its text once; leave 'text' out.";
+                    return Err(ApiError::invalid(at("text"), message));
+                }
+                (refusal, text) => refusal.or(text).ok_or_else(|| ApiError::missing(&at("refusal")))?,
+            }
+        }
         Some("image_url" | "input_image") => {
             return Err(ApiError::unsupported(path, "Images are not supported by this server yet; send text parts."));
         }
@@ -113,6 +129,19 @@ fn part(wire: ContentPart, path: &str) -> Result<prompt::Part, ApiError> {
         None => return Err(ApiError::missing(&at("type"))),
     };
     Ok(prompt::Part::Text(text))
+}
+
+/// Refuses what a part of text may hold of another kind.
+fn refuse_media(wire: &ContentPart, path: &str) -> Result<(), ApiError> {
+    let media = [
+        (wire.image_url.is_some(), "image_url", "Images are not supported by this server yet; send text parts."),
+        (wire.input_audio.is_some(), "input_audio", "Audio is not supported; send text parts."),
+        (wire.file.is_some(), "file", "Files are not supported; send text parts."),
+    ];
+    match media.into_iter().find(|(given, ..)| *given) {
+        Some((_, field, message)) => Err(ApiError::unsupported(format!("{path}.{field}"), message)),
+        None => Ok(()),
+    }
 }
 
 fn tool_call(wire: SentToolCall, path: &str) -> Result<prompt::ToolCall, ApiError> {

@@ -1,4 +1,4 @@
-//! A body means what it says: no array for an object, and no key twice.
+//! A body means what it says: no array for an object, no key twice, and no field that is dropped without a word.
 
 use serde_json::{Value, json};
 
@@ -51,4 +51,63 @@ async fn a_key_stands_once() {
     let reply = post(CHAT, messages, "\"spam\":{\"a\":1,\"a\":2},\"spam\":3").await;
     assert_eq!(reply.headers["x-canvasd-ignored"], "spam");
     reply.ok();
+}
+
+#[tokio::test]
+async fn a_field_of_another_kind_is_refused() {
+    let app = App::new();
+    let part = |part: Value| (CHAT, json!({"messages": [{"role": "user", "content": [part]}]}));
+    let item = |item: Value| ("/v1/responses", json!({"input": [item, {"role": "user", "content": "hello"}]}));
+    let call = json!({"type": "function_call", "call_id": "c", "name": "f"});
+    let answered = |result: Value| ("/v1/responses", json!({"input": [call, result]}));
+    let output = |field: &str| {
+        let mut result = json!({"type": "function_call_output", "call_id": "c", "output": "x"});
+        result[field] = json!("user");
+        answered(result)
+    };
+    let text = "messages[0].content[0]";
+    for ((path, body), param) in [
+        (part(json!({"type": "text", "text": "x", "image_url": {"url": "x"}})), format!("{text}.image_url")),
+        (part(json!({"type": "input_text", "text": "x", "input_audio": {}})), format!("{text}.input_audio")),
+        (part(json!({"type": "text", "text": "x", "file": {}})), format!("{text}.file")),
+        (part(json!({"type": "text", "text": "x", "refusal": "y"})), format!("{text}.refusal")),
+        (part(json!({"type": "refusal", "text": "x", "refusal": "y"})), format!("{text}.text")),
+        (part(json!({"type": "refusal", "refusal": "y", "file": {}})), format!("{text}.file")),
+        (
+            (CHAT, json!({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]})),
+            "messages[0].tool_call_id".into(),
+        ),
+        (item(json!({"role": "user", "content": "x", "call_id": "c"})), "input[0].call_id".into()),
+        (item(json!({"role": "user", "content": "x", "arguments": "{}"})), "input[0].arguments".into()),
+        (item(json!({"role": "user", "content": "x", "output": "x"})), "input[0].output".into()),
+        (
+            item(json!({"type": "function_call", "call_id": "c", "name": "f", "content": "x"})),
+            "input[0].content".into(),
+        ),
+        (item(json!({"type": "function_call", "call_id": "c", "name": "f", "output": "x"})), "input[0].output".into()),
+        (output("name"), "input[1].name".into()),
+        (output("arguments"), "input[1].arguments".into()),
+        (output("content"), "input[1].content".into()),
+        (output("role"), "input[1].role".into()),
+    ] {
+        let error = app.post(path, &body).await.refused(400);
+        assert_eq!(error["param"], json!(param), "{body}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_reaches_the_template_from_either_endpoint() {
+    let app = App::speaking(
+        "{% for m in messages %}<|turn>{{ m['role'] }}\n{{ m['name'] or '' }}{{ m['content'] }}<turn|>\n{% endfor %}\
+         {{ '<|turn>model\n' }}",
+    );
+    let message = |name: &str| json!([{"role": "user", "content": " hello", "name": name}]);
+    for name in ["", "Ann and Bob and Carl"] {
+        let chat = app.post(CHAT, &json!({"messages": message(name)})).await.ok();
+        let responses = app.post("/v1/responses", &json!({"input": message(name)})).await.ok();
+        assert_eq!(chat["usage"]["prompt_tokens"], responses["usage"]["input_tokens"], "{name}");
+    }
+    let tokens = async |name| app.post("/v1/responses", &json!({"input": message(name)})).await.ok()["usage"].clone();
+    let (without, with) = (tokens("").await, tokens("Ann and Bob and Carl").await);
+    assert!(with["input_tokens"].as_u64() > without["input_tokens"].as_u64());
 }

@@ -222,7 +222,7 @@ pub struct ContentPart {
     pub r#type: Option<String>,
     /// The text.
     pub text: Option<String>,
-    /// The text of a `refusal`.
+    /// The text of a `refusal`; refused elsewhere.
     pub refusal: Option<String>,
     /// Refused: this server does not see images yet.
     #[schema(value_type = Option<Value>)]

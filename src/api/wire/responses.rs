@@ -148,7 +148,8 @@ pub struct TextFormat {
     pub strict: Option<bool>,
 }
 
-/// An item of the input. The output of an earlier answer may be sent back as it is.
+/// An item of the input. The output of an earlier answer may be sent back as it is. A field that another kind of item
+/// has is refused.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct InputItem {
     /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out: old
@@ -160,7 +161,7 @@ pub struct InputItem {
     pub content: Option<Content>,
     /// Id of a call, which its output repeats. Each call wants its output before the conversation goes on.
     pub call_id: Option<String>,
-    /// The function of a call.
+    /// The function of a call; of a message, the speaker's name, handed to the template.
     pub name: Option<String>,
     /// Arguments of a call: text that holds a JSON object. Empty text stands for `{}`.
     pub arguments: Option<String>,

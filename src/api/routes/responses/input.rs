@@ -64,11 +64,12 @@ impl Turns {
                            the call's 'call_id' and its 'output'.";
             return Err(ApiError::invalid(format!("{path}.role"), message));
         }
+        refuse_strangers(&item, path, "message", &["role", "content", "name"])?;
         if item.role.is_some_and(|role| role != wire::Role::Assistant) {
             self.calls.settled()?;
         }
         let content = item.content.filter(|content| !matches!(content, Content::Parts(parts) if parts.is_empty()));
-        let message = Message { role: item.role, content, ..Message::default() };
+        let message = Message { role: item.role, content, name: item.name, ..Message::default() };
         let message = one(message, path, &mut self.calls)?;
         match self.messages.get_mut(self.turn).filter(|_| self.calls.waiting()) {
             Some(turn) => {
@@ -82,6 +83,7 @@ impl Turns {
 
     fn call(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
         let at = |field: &str| format!("{path}.{field}");
+        refuse_strangers(&item, path, "function_call", &["call_id", "name", "arguments"])?;
         let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
         let name = item.name.ok_or_else(|| ApiError::missing(&at("name")))?;
         let arguments = arguments(item.arguments, &at("arguments"))?;
@@ -100,6 +102,7 @@ impl Turns {
 
     fn output(&mut self, item: InputItem, path: &str) -> Result<(), ApiError> {
         let at = |field: &str| format!("{path}.{field}");
+        refuse_strangers(&item, path, "function_call_output", &["call_id", "output"])?;
         let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
         self.calls.result(&id, path)?;
         let output = item.output.ok_or_else(|| ApiError::missing(&at("output")))?;
@@ -108,6 +111,25 @@ impl Turns {
         message.tool_call_id = Some(id);
         self.messages.push(message);
         Ok(())
+    }
+}
+
+/// Refuses fields that an item of that kind has no use for: who sends them means something by them.
+fn refuse_strangers(item: &InputItem, path: &str, kind: &str, own: &[&str]) -> Result<(), ApiError> {
+    let given = [
+        ("role", item.role.is_some()),
+        ("content", item.content.is_some()),
+        ("call_id", item.call_id.is_some()),
+        ("name", item.name.is_some()),
+        ("arguments", item.arguments.is_some()),
+        ("output", item.output.is_some()),
+    ];
+    match given.into_iter().find(|(field, given)| *given && !own.contains(field)) {
+        None => Ok(()),
+        Some((field, _)) => {
+            let message = format!("An input item of the type '{kind}' has no '{field}'; leave it out.");
+            Err(ApiError::invalid(format!("{path}.{field}"), message))
+        }
     }
 }
 
