@@ -55,10 +55,9 @@ impl Grammars {
         let end = lexicon.end().unwrap_or_default();
         let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);
         let environment = ApproximateTokEnv::new(trie);
-        let failed = |error: anyhow::Error| PromptError::Structure(error.to_string());
         // Slices make masks faster and this slower; masks are wanted only where the model has strayed.
-        let mut factory =
-            ParserFactory::new(&(Arc::new(environment) as _), InferenceCapabilities::default(), &[]).map_err(failed)?;
+        let mut factory = ParserFactory::new(&(Arc::new(environment) as _), InferenceCapabilities::default(), &[])
+            .map_err(unusable)?;
         factory.quiet().limits_mut().verbose_errors = false;
         Ok(Grammars { factory })
     }
@@ -87,7 +86,7 @@ impl Grammars {
             Some(error) => Err(PromptError::Structure(error)),
             None => {
                 // A language that holds no text at all is an error of the schema, not of the answers.
-                matcher.compute_mask_or_eos().map_err(|error| PromptError::Structure(error.to_string()))?;
+                matcher.compute_mask_or_eos().map_err(unusable)?;
                 Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), instead })
             }
         }
@@ -285,7 +284,11 @@ impl Structure for Follower {
     }
 }
 
-fn astray(error: anyhow::Error) -> StructureError {
+fn unusable(error: impl std::fmt::Display) -> PromptError {
+    PromptError::Structure(error.to_string())
+}
+
+fn astray(error: impl std::fmt::Display) -> StructureError {
     StructureError(error.to_string())
 }
 

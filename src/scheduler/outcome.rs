@@ -201,7 +201,9 @@ impl Core {
         let told = self.families.get(&lane.family).is_some_and(|family| family.outcome == Outcome::Failed);
         let (prompt_tokens, canvas) = (lane.common.prompt.len(), lane.usage.canvases);
         match error {
-            JobError::Model(_) if !told => tracing::error!(prompt_tokens, canvas, "a request failed: {error}"),
+            JobError::Model(_) | JobError::Structure(_) if !told => {
+                tracing::error!(prompt_tokens, canvas, "a request failed: {error}")
+            }
             _ => tracing::debug!(prompt_tokens, canvas, "a choice failed: {error}"),
         }
     }

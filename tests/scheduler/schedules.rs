@@ -31,7 +31,15 @@ impl Wanted {
         let mut job = jobs(&tokens, self.max_tokens, self.seed, self.n, 2);
         job.resume_points = vec![self.common];
         job.timeout = self.timeout_ms.map(Duration::from_millis);
+        if self.is_structured() {
+            job.choices.iter_mut().for_each(|choice| choice.structure = Some(Box::new(NoSevens)));
+        }
         job
+    }
+
+    /// A third of the texts must have a structure.
+    fn is_structured(&self) -> bool {
+        self.head == 2
     }
 }
 
@@ -175,6 +183,7 @@ fn play(settings: Settings, acts: &[Act], fault_every: Option<usize>) {
         let alone = texts_alone(&mut memory, done.wanted, context);
         for (story, expected) in done.stories.iter().zip(alone) {
             let got = story.tokens();
+            assert!(!done.wanted.is_structured() || NoSevens::allows(&got), "{got:?}");
             match story.end.as_ref().expect("everybody is told the end") {
                 Ok(finished) if finished.usage.forced_commits == 0 && done.wanted.timeout_ms.is_none() => {
                     assert_eq!(got, expected);
@@ -188,7 +197,7 @@ fn play(settings: Settings, acts: &[Act], fault_every: Option<usize>) {
                 Err(JobError::Model(_)) => assert!(fault_every.is_some()),
                 Err(JobError::DeadlineExceeded) => assert!(done.wanted.timeout_ms.is_some() && got.is_empty()),
                 Err(JobError::Stalled) => {}
-                Err(error @ (JobError::ShutDown | JobError::Stopped)) => panic!("{error}"),
+                Err(error @ (JobError::Structure(_) | JobError::ShutDown | JobError::Stopped)) => panic!("{error}"),
             }
             if story.end.as_ref().is_some_and(Result::is_err) {
                 assert_eq!(got, expected[..got.len()], "what was committed before an error is right");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use canvasd::pass::Denoiser;
 use canvasd::scheduler::{
     Choice, ChoiceUsage, CommitGate, Committed, Core, Event, FinishReason, Finished, Front, Job, JobError, Reader,
-    Refusal, Sampler, Settings, Ticket, Verdict,
+    Refusal, Sampler, Settings, Structure, StructureError, Ticket, Verdict,
 };
 
 use crate::support::{Log, Scripted, limits};
@@ -133,6 +133,30 @@ impl CommitGate for EndsBelow {
             Some(at) => Verdict::Finish { keep: at + 1, reason: FinishReason::Stop },
             None => Verdict::Continue,
         }
+    }
+}
+
+/// A structure: texts without multiples of seven.
+pub struct NoSevens;
+
+impl NoSevens {
+    pub fn allows(tokens: &[u32]) -> bool {
+        !tokens.iter().any(|token| token.is_multiple_of(7))
+    }
+}
+
+impl Structure for NoSevens {
+    fn fits(&mut self, tokens: &[u32]) -> Result<usize, StructureError> {
+        Ok(tokens.iter().take_while(|token| !token.is_multiple_of(7)).count())
+    }
+
+    fn mend(&mut self, _: &[u32], candidates: &mut dyn Iterator<Item = u32>) -> Result<Vec<u32>, StructureError> {
+        let mut candidates = candidates;
+        Ok(vec![Iterator::find(&mut candidates, |token| !token.is_multiple_of(7)).unwrap_or(8)])
+    }
+
+    fn commit(&mut self, tokens: &[u32]) -> Result<(), StructureError> {
+        NoSevens::allows(tokens).then_some(()).ok_or_else(|| StructureError("a multiple of seven".to_owned()))
     }
 }
 
