@@ -6,7 +6,7 @@
 //! | room | what it is for | may use |
 //! |---|---|---|
 //! | [`api`] | HTTP: wire types, validation, errors, SSE | `prompt`, `scheduler` |
-//! | [`prompt`] | text to tokens and back | `scheduler` (the commit gate) |
+//! | [`prompt`] | text to tokens and back | `scheduler` (the commit gate, and what it asks about structure) |
 //! | [`scheduler`] | many requests, one pass after another | `diffusion`, `pass` |
 //! | [`diffusion`] | the mathematics of one canvas | nothing |
 //! | [`pass`] | plain data between scheduler and model | nothing |

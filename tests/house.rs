@@ -25,11 +25,13 @@ const ARROWS: [(&str, &[&str]); 11] = [
 
 /// Arrows that are open for some names only: `prompt` may know the scheduler's commit gate and nothing of its loop,
 /// `checkpoint` how tensors are stored and nothing of how they are multiplied.
-const NARROW: [(&str, &str, &[&str]); 2] =
-    [("prompt", "scheduler", &["CommitGate", "Verdict", "FinishReason"]), ("checkpoint", "kernels", &["ElementType"])];
+const NARROW: [(&str, &str, &[&str]); 2] = [
+    ("prompt", "scheduler", &["CommitGate", "Verdict", "FinishReason", "Structure", "StructureError"]),
+    ("checkpoint", "kernels", &["ElementType"]),
+];
 
 /// External crates that belong to some rooms only.
-const CONFINED: [(&str, &[&str]); 9] = [
+const CONFINED: [(&str, &[&str]); 10] = [
     // Under its name in the house alone, so that the arrows see it.
     ("canvasd_kernels", &[]),
     // The other way round the compiler would refuse, but not in tests.
@@ -41,6 +43,7 @@ const CONFINED: [(&str, &[&str]); 9] = [
     ("utoipa", &["api"]),
     ("clap", &["cli"]),
     ("minijinja", &["prompt"]),
+    ("llguidance", &["prompt"]),
 ];
 
 /// Where `unsafe` may stand: the kernels, and the one place that maps a file into memory. That each block says why it is

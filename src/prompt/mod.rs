@@ -3,7 +3,7 @@
 //! On the way in, a conversation is rendered and tokenised exactly as the reference does it, except that nothing a client
 //! writes becomes a control token. On the way out, tokens become text, thoughts and tool calls, with stop strings and end
 //! tokens decided by the same state machine on the engine's thread and at the reader's. May use the scheduler's commit
-//! gate; must not know HTTP, weights or tensors.
+//! gate and what it asks about a text's structure; must not know HTTP, weights or tensors.
 
 mod call;
 mod chat;

@@ -218,7 +218,7 @@ async fn a_stream_that_breaks_off_is_logged_with_its_id() {
         let told = caught.with(id);
         assert_eq!(told.len(), 2, "the head and the end: {told:?}");
         assert!(told[0].contains("INFO") && told[0].contains("status=200"), "{told:?}");
-        assert!(told[1].contains("WARN") && told[1].contains("broke off: the model failed: "), "{told:?}");
+        assert!(told[1].contains("WARN") && told[1].contains("broke off: The model failed: "), "{told:?}");
     }
     // One that is complete has nothing to add.
     let reply = app.post("/v1/chat/completions", &chat_body("hello", json!({"stream": true}))).await;
