@@ -125,10 +125,11 @@ impl Wishes {
     fn check(self, checkpoint: Sampler, vocabulary: usize, longest: Duration) -> Result<Order, ApiError> {
         let temperature = within("temperature", self.temperature, 1.0, 0.0, 2.0)?;
         let top_p = within("top_p", self.top_p, 1.0, 0.0, 1.0)?;
-        if top_p == 0.0 {
+        // The scheduler has it in single precision, in which the smallest are 0.
+        if top_p as f32 == 0.0 {
             return Err(ApiError::invalid(
                 "top_p",
-                "'top_p' must be above 0 and at most 1; use temperature 0 instead.",
+                "'top_p' must be above 0 in single precision and at most 1; use temperature 0 instead.",
             ));
         }
         let penalties = Penalties {
@@ -350,6 +351,7 @@ mod tests {
             (json!({"temperature": 2.1}), "temperature"),
             (json!({"temperature": -0.1}), "temperature"),
             (json!({"top_p": 0}), "top_p"),
+            (json!({"top_p": 1e-50}), "top_p"),
             (json!({"top_p": 1.1}), "top_p"),
             (json!({"presence_penalty": 2.5}), "presence_penalty"),
             (json!({"frequency_penalty": -3}), "frequency_penalty"),
