@@ -61,12 +61,21 @@ pub enum StartError {
         /// What was given.
         given: u64,
     },
-    /// Not even one request fits into the memory.
-    #[error("{setting} is too small: one short request needs {needed} bytes, {given} are given")]
-    Memory {
-        /// The setting.
-        setting: &'static str,
+    /// Not even one request fits into the memory for keys and values.
+    #[error("kv_memory is too small: one short request needs {needed} bytes, {given} are given")]
+    KvMemory {
         /// Bytes for one page of prompt and one canvas.
+        needed: u64,
+        /// What was given.
+        given: u64,
+    },
+    /// Not even one canvas fits into the memory for slots and rows.
+    #[error(
+        "the working memory (a quarter of what is free) is too small: one canvas needs {needed} bytes, there are {given}; \
+         free some, or lower max_rows_per_pass or encode_rows"
+    )]
+    WorkingMemory {
+        /// Bytes for one slot and the rows of a pass beside it.
         needed: u64,
         /// What was given.
         given: u64,
@@ -153,7 +162,7 @@ fn slots_and_rows(limits: &Limits, settings: &Settings) -> Result<(usize, usize)
             slots -= 1;
         }
         if bytes(slots) > most {
-            return Err(StartError::Memory { setting: "working_bytes", needed: bytes(1), given: most });
+            return Err(StartError::WorkingMemory { needed: bytes(1), given: most });
         }
     }
     Ok((slots, wanted(slots)))
@@ -166,7 +175,7 @@ fn split(limits: &Limits, geometry: Geometry, settings: &Settings, slots: usize)
     let smallest = need(geometry, settings.encode_rows, limits.canvas + 1, limits.canvas);
     let needed = smallest.full as u64 * full_bytes + smallest.sliding as u64 * sliding_bytes;
     if needed > settings.kv_bytes {
-        return Err(StartError::Memory { setting: "kv_bytes", needed, given: settings.kv_bytes });
+        return Err(StartError::KvMemory { needed, given: settings.kv_bytes });
     }
     let most = geometry.pages(limits.context + limits.canvas) * (slots + 1);
     let each = (settings.kv_bytes / (full_bytes + sliding_bytes)) as usize;
@@ -247,7 +256,14 @@ mod tests {
     fn too_little_memory_is_refused_with_the_numbers() {
         let settings = Settings { kv_bytes: 1 << 20, ..Settings::default() };
         let error = Budget::new(&limits(), &settings).expect_err("too small");
-        assert!(matches!(error, StartError::Memory { setting: "kv_bytes", given, .. } if given == 1 << 20), "{error}");
+        assert!(matches!(error, StartError::KvMemory { given, .. } if given == 1 << 20), "{error}");
+        assert!(error.to_string().starts_with("kv_memory is too small"), "{error}");
+        let settings = Settings { working_bytes: Some(1 << 20), ..Settings::default() };
+        let error = Budget::new(&limits(), &settings).expect_err("too small");
+        assert!(matches!(error, StartError::WorkingMemory { given, .. } if given == 1 << 20), "{error}");
+        let words = error.to_string();
+        assert!(words.contains("max_rows_per_pass") && words.contains("encode_rows"), "{words}");
+        assert!(!words.contains("working_bytes"), "there is no such setting: {words}");
     }
 
     #[test]
