@@ -9,7 +9,7 @@ use super::order::Order;
 use super::pump::{Manner, Pump, Voice};
 use super::state::AppState;
 use crate::prompt::{Blueprint, CallableTools, Dialect, Prompt, Rules};
-use crate::scheduler::{Choice, Job, Limits};
+use crate::scheduler::{Choice, Handle, Job};
 
 /// All that a request wants done.
 pub(crate) struct Plan {
@@ -34,7 +34,6 @@ pub(crate) struct Plan {
 
 /// Submits one job per prompt, all or none, and gives the pump of their events. Choices are numbered prompt by prompt.
 pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
-    let limits = state.engine().limits();
     let order = &plan.order;
     let drafts = order.delivery.drafts();
     let (text, callable) = (state.text(), Arc::new(plan.callable));
@@ -42,7 +41,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
-        let max_tokens = room(prompt.ids.len(), plan.max_tokens, limits, plan.field)?;
+        let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine(), plan.field)?;
         prompt_sizes.push(prompt.ids.len());
         // Two prompts of a request draw the same numbers, so each gets the text it would get alone.
         let choice = |stream: usize| Choice {
@@ -82,17 +81,21 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
 
 /// How many tokens the answer may have: what was asked for, as far as the context holds it beside a prompt that leaves
 /// room for a canvas.
-fn room(prompt: usize, asked: Option<usize>, limits: &Limits, field: &str) -> Result<usize, ApiError> {
+fn room(prompt: usize, asked: Option<usize>, engine: &Handle, field: &str) -> Result<usize, ApiError> {
     if prompt == 0 {
         return Err(ApiError::invalid(field, format!("'{field}' holds no tokens; at least one is needed.")));
     }
+    let (limits, whole) = (engine.limits(), engine.model_context());
     let most = limits.context.saturating_sub(limits.canvas);
     if prompt > most {
-        let message = format!(
-            "The prompt has {prompt} tokens; shorten it to at most {most}, so that the model's context of {} tokens has \
-             room for an answer.",
+        let mut message = format!(
+            "The prompt has {prompt} tokens; shorten it to at most {most}, so that this server's context of {} tokens \
+             has room for an answer.",
             limits.context
         );
+        if limits.context < whole {
+            message += &format!(" The model's own has {whole}: whoever runs the server can raise kv_memory.");
+        }
         return Err(ApiError::invalid(field, message).code("context_length_exceeded"));
     }
     let room = limits.context - prompt;

@@ -53,8 +53,12 @@ impl Engine {
             let (slots, wanted) = (capacity.slots, settings.max_running);
             tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}");
         }
-        denoiser.reserve(capacity)?;
         let front = core.front();
+        let (held, whole) = (front.limits().context, front.model_context());
+        if held < whole {
+            tracing::warn!("memory holds texts of {held} tokens, not the model's {whole}; raise kv_memory");
+        }
+        denoiser.reserve(capacity)?;
         let orders = Arc::new(Orders::default());
         let thread = std::thread::Builder::new().name("engine".into()).spawn({
             let (front, orders) = (front.clone(), orders.clone());
@@ -108,6 +112,11 @@ impl Handle {
     /// What the model is, with the context cut to what the memory can hold for one request.
     pub fn limits(&self) -> &Limits {
         self.front.limits()
+    }
+
+    /// The model's own context, of which [`Handle::limits`] may hold less.
+    pub fn model_context(&self) -> usize {
+        self.front.model_context()
     }
 
     /// Whether requests are taken.

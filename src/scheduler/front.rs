@@ -196,6 +196,11 @@ impl Front {
         &self.budget.limits
     }
 
+    /// The model's own context, of which [`Front::limits`] may hold less.
+    pub fn model_context(&self) -> usize {
+        self.budget.model_context
+    }
+
     pub(super) fn bell(&self) -> &Bell {
         &self.bell
     }

@@ -93,6 +93,8 @@ pub enum StartError {
 pub(crate) struct Budget {
     /// The model's limits, with the context cut to what the memory can hold for one request alone.
     pub(crate) limits: Limits,
+    /// The model's own context, uncut.
+    pub(crate) model_context: usize,
     pub(crate) geometry: Geometry,
     pub(crate) capacity: Capacity,
     pub(crate) encode_rows: usize,
@@ -109,6 +111,7 @@ impl Budget {
         let capacity = Capacity { full_pages: pages.full, sliding_pages: pages.sliding, slots, rows };
         Ok(Budget {
             limits: Limits { context, ..limits.clone() },
+            model_context: limits.context,
             geometry,
             capacity,
             encode_rows: settings.encode_rows,

@@ -184,6 +184,22 @@ async fn a_stream_adds_up_to_the_whole() {
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
 }
 
+/// Where memory holds less than the model could have, it is not the model that is to blame.
+#[tokio::test]
+async fn a_prompt_beyond_the_context_is_told_what_bounds_it() {
+    for (app, cut) in [(App::new(), false), (App::with_memory(24 << 10), true)] {
+        let error = app.complete("fox ".repeat(1000), json!({})).await.refused(400);
+        assert_eq!((&error["param"], &error["code"]), (&json!("prompt"), &json!("context_length_exceeded")));
+        let message = error["message"].as_str().unwrap();
+        assert_eq!(message.contains("this server's context of 640 tokens"), !cut, "{message}");
+        assert_eq!(
+            message.contains("The model's own has 640") && message.contains("raise kv_memory"),
+            cut,
+            "{message}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn null_is_absent_in_every_field() {
     let app = App::new();

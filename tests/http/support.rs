@@ -19,6 +19,9 @@ use super::parrot::{Act, Parrot, Script};
 pub const MODEL: &str = "parrots/grey";
 pub const ALIAS: &str = "gpt-4o-mini";
 
+/// Memory for keys and values of many whole contexts.
+const ROOMY: u64 = 4 << 20;
+
 /// A story of more than one canvas.
 pub const STORY: &str = "Once upon a time there was a gentle fox. The fox lived in a forest and sang a song every day.";
 
@@ -87,12 +90,17 @@ impl App {
     }
 
     pub fn with(api: ApiSettings, scheduler: Settings) -> App {
-        App::made(api, scheduler, TEMPLATE)
+        App::made(api, Settings { kv_bytes: ROOMY, ..scheduler }, TEMPLATE)
+    }
+
+    /// With so many bytes for keys and values.
+    pub fn with_memory(kv_bytes: u64) -> App {
+        App::made(ApiSettings::default(), Settings { kv_bytes, ..Settings::default() }, TEMPLATE)
     }
 
     /// With another chat template.
     pub fn speaking(template: &str) -> App {
-        App::made(ApiSettings::default(), Settings::default(), template)
+        App::made(ApiSettings::default(), Settings { kv_bytes: ROOMY, ..Settings::default() }, template)
     }
 
     fn made(api: ApiSettings, scheduler: Settings, template: &str) -> App {
@@ -106,7 +114,7 @@ impl App {
         })
         .expect("a text");
         let parrot = Parrot::new(TOKENIZER.get_vocab_size(true), Arc::new(script()));
-        let settings = Settings { encode_rows: 64, kv_bytes: 4 << 20, ..scheduler };
+        let settings = Settings { encode_rows: 64, ..scheduler };
         let engine = Engine::start(Box::new(parrot), settings).expect("an engine");
         let card = ModelCard {
             id: MODEL.into(),

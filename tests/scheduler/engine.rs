@@ -6,6 +6,7 @@ use std::time::Duration;
 use canvasd::pass::{Capacity, Denoiser, EngineError, Limits, Output, Pass, SegmentError};
 use canvasd::scheduler::{Engine, Event, JobError, Refusal, Settings, StartError, State, Ticket};
 
+use crate::log::catch;
 use crate::support::{Fault, Scripted, limits};
 use crate::world::{alone, job, jobs, prompt, settings};
 
@@ -139,6 +140,21 @@ fn a_model_that_cannot_reserve_is_an_error_at_start() {
     }
     let started = Engine::start(Box::new(Poor(limits())), settings());
     assert!(matches!(started, Err(StartError::Reserve(EngineError::Capacity(_)))));
+}
+
+/// A context that memory cuts is told to whoever can give more, and only then.
+#[test]
+fn a_context_cut_by_memory_is_told_at_start() {
+    let caught = catch();
+    drop(start(Scripted::new(limits())));
+    assert_eq!(caught.with("WARN"), Vec::<String>::new());
+    let small = Settings { kv_bytes: 3_000, ..settings() };
+    let engine = Engine::start(Box::new(Scripted::new(limits())), small).expect("starts");
+    let (held, whole) = (engine.handle().limits().context, engine.handle().model_context());
+    assert!(held < 256 && whole == 256, "{held} of {whole}");
+    let told = caught.with("WARN");
+    let expected = format!("memory holds texts of {held} tokens, not the model's 256; raise kv_memory");
+    assert!(told.len() == 1 && told[0].contains(&expected), "{told:?}");
 }
 
 #[test]
