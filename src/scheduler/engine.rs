@@ -119,6 +119,11 @@ impl Handle {
         self.front.model_context()
     }
 
+    /// Jobs of so many choices each that an empty queue takes, whatever runs.
+    pub fn most_jobs(&self, choices: usize) -> usize {
+        self.front.most_jobs(choices)
+    }
+
     /// Whether requests are taken.
     pub fn state(&self) -> State {
         self.front.state()

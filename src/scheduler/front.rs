@@ -262,6 +262,11 @@ impl Front {
         self.queue.saturating_mul(CHOICES_PER_REQUEST)
     }
 
+    /// Jobs of so many choices each that an empty queue takes, whatever runs.
+    pub fn most_jobs(&self, choices: usize) -> usize {
+        self.queue.min(self.most_choices().div_ceil(choices.max(1)))
+    }
+
     /// Checks a job and takes it into the queue. Never blocks.
     pub fn accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
         let result = self.try_accept(job, now);

@@ -1,5 +1,7 @@
 //! `POST /v1/completions`: every field has its effect or its refusal.
 
+use canvasd::api::ApiSettings;
+use canvasd::scheduler::Settings;
 use serde_json::{Value, json};
 
 use super::support::{App, MODEL, STORY, ids};
@@ -198,6 +200,20 @@ async fn a_prompt_beyond_the_context_is_told_what_bounds_it() {
             "{message}"
         );
     }
+}
+
+/// What an idle server would refuse for ever is no matter of waiting.
+#[tokio::test]
+async fn more_prompts_than_the_queue_ever_takes_are_refused() {
+    let app = App::with(ApiSettings::default(), Settings { queue: 4, max_running: 1, ..Settings::default() });
+    let error = app.complete(json!(vec!["hello"; 8]), json!({})).await.refused(400);
+    assert_eq!(error["param"], "prompt");
+    assert!(error["message"].as_str().unwrap().contains("never takes more than 4:"), "{error}");
+    assert_eq!(texts(&app.complete(json!(vec!["hello"; 4]), json!({})).await.ok()), ["Hello there."; 4]);
+    // Eight times as many choices may wait as requests: the third prompt would find them there.
+    let error = app.complete(json!(vec!["hello"; 3]), json!({"n": 16})).await.refused(400);
+    assert!(error["param"] == "prompt" && error["message"].as_str().unwrap().contains("more than 2:"), "{error}");
+    assert_eq!(texts(&app.complete(json!(vec!["hello"; 2]), json!({"n": 16})).await.ok()).len(), 32);
 }
 
 #[tokio::test]

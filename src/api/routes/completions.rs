@@ -65,6 +65,7 @@ pub(crate) async fn completions(
     let order = wishes!(request).order(&state)?;
     let prompt = request.prompt.ok_or_else(|| ApiError::missing("prompt"))?;
     let prompts = split(prompt, state.engine().limits().vocabulary, most / made)?;
+    check_room(prompts.len(), made, state.engine().most_jobs(made))?;
     let (prompts, echoes) = encode(&state, prompts, echo).await?;
     let delivery = order.delivery;
     let plan = Plan {
@@ -109,6 +110,19 @@ fn split(prompt: Prompt, vocabulary: usize, most: usize) -> Result<Vec<OnePrompt
         }
     }
     Ok(prompts)
+}
+
+/// Refuses more prompts than an empty queue takes, with so many choices each: another try would be refused as well, however
+/// little there is to do.
+fn check_room(prompts: usize, choices: usize, room: usize) -> Result<(), ApiError> {
+    if prompts <= room {
+        return Ok(());
+    }
+    let message = format!(
+        "'prompt' holds {prompts} prompts; with {choices} choices each this server's queue never takes more than {room}: \
+         send them in several requests."
+    );
+    Err(ApiError::invalid("prompt", message))
 }
 
 /// Refuses ids that are no token.
