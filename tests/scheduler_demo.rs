@@ -53,6 +53,7 @@ impl Wanted {
             choices: (0..self.n)
                 .map(|stream| Choice { seed: self.seed, stream, gate: Box::new(EndOfTurn), structure: None })
                 .collect(),
+            choices_before: 0,
             max_tokens: self.max_tokens,
             sampler: Sampler { max_steps: self.steps, ..Sampler::default() },
             draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },

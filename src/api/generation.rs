@@ -54,6 +54,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             prompt: prompt.ids.into(),
             resume_points: prompt.resume_points,
             choices: (0..plan.choices).map(choice).collect(),
+            choices_before: voices.len(),
             max_tokens,
             sampler: order.sampler,
             draw: order.draw,

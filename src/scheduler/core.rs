@@ -48,7 +48,9 @@ pub struct Core {
     pub(super) lanes: Vec<Option<Lane>>,
     vacant: Vec<LaneId>,
     pub(super) families: HashMap<u64, Family>,
+    /// Jobs that have arrived so far, and requests.
     arrivals: u64,
+    requests: u64,
     pub(super) waiting: BTreeMap<Tag, LaneId>,
     /// Those that hold a slot, in the order of their tags.
     pub(super) running: Vec<LaneId>,
@@ -83,6 +85,7 @@ impl Core {
             vacant: Vec::new(),
             families: HashMap::new(),
             arrivals: 0,
+            requests: 0,
             waiting: BTreeMap::new(),
             running: Vec::new(),
             slots: (0..capacity.slots as u32).rev().map(SlotId).collect(),
@@ -112,13 +115,17 @@ impl Core {
     /// Takes a submitted job into the queue.
     pub fn arrive(&mut self, submission: Submission) {
         let Submission { job, submitted, outlets, places } = submission;
+        let before = job.choices_before;
+        if before == 0 {
+            self.requests += 1;
+        }
         let (common, choices) = Common::new(job, submitted, &self.budget.limits);
         let common = Arc::new(common);
         let number = self.arrivals;
         self.arrivals += 1;
         let mut members = Vec::with_capacity(choices.len());
         for (index, (choice, (outlet, place))) in choices.into_iter().zip(outlets.into_iter().zip(places)).enumerate() {
-            let tag = Tag::new(number, index);
+            let tag = Tag::new(self.requests, number, before + index);
             if outlet.is_closed() {
                 // Its reader left before anybody here could have counted it.
                 self.cancellations = usize::MAX;

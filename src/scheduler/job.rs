@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::diffusion::{Sampler, Structure, StructureError};
 use crate::pass::{Candidate, Draw};
 
-/// One request: a prompt, and one or more choices that continue it independently and share its encode.
+/// One request, or one prompt of it: the prompt, and one or more choices that continue it independently and share its encode.
 pub struct Job {
     /// Token ids of the prompt, at least one.
     pub prompt: Arc<[u32]>,
@@ -15,6 +15,9 @@ pub struct Job {
     pub resume_points: Vec<usize>,
     /// The choices, in index order; at least one.
     pub choices: Vec<Choice>,
+    /// Choices of the jobs that the same request has submitted before this one: those that follow stand behind the choices
+    /// of later requests as if they were further choices of its first job.
+    pub choices_before: usize,
     /// Most tokens committed per choice, at least 1; exact, never rounded up to a canvas.
     pub max_tokens: usize,
     /// How canvases are denoised.
@@ -41,6 +44,7 @@ impl Job {
             prompt: prompt.into(),
             resume_points: Vec::new(),
             choices,
+            choices_before: 0,
             max_tokens,
             sampler,
             draw: Draw::Scaled { temperature: 1.0, top_p: 1.0 },

@@ -18,9 +18,9 @@ use crate::pass::{CANDIDATES, Candidate, Conditioning, Draw, Head, Row, Segment,
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct LaneId(pub(super) usize);
 
-/// The order of service: lower goes first. A job's further choices stand behind as many later jobs as
-/// [`Tag::TURNS`] says for each, so that one request with many choices does not shut out the rest, and everybody is
-/// overtaken by a bounded number of others only.
+/// The order of service: lower goes first. A request's further choices, in whichever of its jobs, stand behind as many
+/// later requests as [`Tag::TURNS`] says for each, so that one request with many choices does not shut out the rest, and
+/// everybody is overtaken by a bounded number of others only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Tag {
     turn: u64,
@@ -29,11 +29,13 @@ pub(super) struct Tag {
 }
 
 impl Tag {
-    /// Later jobs that go before each further choice of a job.
+    /// Later requests that go before each further choice of a request.
     const TURNS: u64 = 8;
 
-    pub(super) fn new(arrival: u64, index: usize) -> Self {
-        Tag { turn: arrival + Self::TURNS * index as u64, arrival, index }
+    /// The tag of a choice by the numbers of its request and of its job in the order of arrival, and its own among the
+    /// choices of its request.
+    pub(super) fn new(request: u64, arrival: u64, index: usize) -> Self {
+        Tag { turn: request + Self::TURNS * index as u64, arrival, index }
     }
 }
 
@@ -433,10 +435,12 @@ mod tests {
     }
 
     #[test]
-    fn further_choices_stand_behind_a_bounded_number_of_later_jobs() {
-        let first_of_later = |arrival| Tag::new(arrival, 0);
-        let third = Tag::new(0, 2);
-        assert!(first_of_later(15) < third && third < first_of_later(17));
-        assert!(Tag::new(0, 0) < first_of_later(1));
+    fn further_choices_stand_behind_a_bounded_number_of_later_requests() {
+        let first_of_later = |request| Tag::new(request, request + 2, 0);
+        // Of the request's first job, and of its third.
+        for third in [Tag::new(0, 0, 2), Tag::new(0, 2, 2)] {
+            assert!(first_of_later(15) < third && third < first_of_later(17));
+        }
+        assert!(Tag::new(0, 0, 0) < first_of_later(1));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use canvasd::pass::Segment;
-use canvasd::scheduler::{JobError, Refusal, Settings, Ticket};
+use canvasd::scheduler::{Job, JobError, Refusal, Settings, Ticket};
 
 use crate::support::{Scripted, limits};
 use crate::world::*;
@@ -164,6 +164,29 @@ fn many_choices_do_not_shut_out_the_rest() {
         let story = Story::of(reader);
         assert!(story.end.is_none(), "{:?} after {} canvases", story.end, story.canvases.len());
     }
+    drop(many);
+    world.finish();
+}
+
+/// The same with a prompt for each choice, and so a job: the single one goes before those that wait.
+#[test]
+fn many_prompts_do_not_shut_out_the_rest() {
+    let mut world = World::new(settings());
+    let of_request = |i: usize| Job { choices_before: i, ..job(&prompt(5, i as u32), 24, 1) };
+    let mut many: Vec<Ticket> = (0..32).map(|i| world.submit(of_request(i)).expect("taken")).collect();
+    world.pass();
+    let mut single = world.submit(job(&prompt(5, 99), 8, 1)).expect("taken");
+    let mut story = Story::default();
+    let mut all = vec![Story::default(); many.len()];
+    while story.end.is_none() {
+        assert!(world.pass(), "somebody waits for ever");
+        story.read(&mut single.choices[0]);
+        for (story, ticket) in all.iter_mut().zip(&mut many) {
+            story.read(&mut ticket.choices[0]);
+        }
+    }
+    let ended = all.iter().filter(|story| story.end.is_some()).count();
+    assert!(ended <= 16, "the single request waits for {ended} of the many");
     drop(many);
     world.finish();
 }
