@@ -143,8 +143,11 @@ fn a_schema_that_leads_in_circles_comes_to_an_end() {
     fits_to(&mut *tree, r#"{"n": {"n": null}"#, "<turn|>");
 }
 
-/// Schemas and whether a value fits, judged by hand.
-fn judged() -> Vec<(Value, fn(&Value) -> bool)> {
+/// Whether a value fits.
+type Judge = fn(&Value) -> bool;
+
+/// Schemas, judged by hand.
+fn judged() -> Vec<(Value, Judge)> {
     vec![
         (json!({"type": "boolean"}), Value::is_boolean),
         (json!({"enum": ["Paris", "Rome", 3]}), |value| value == "Paris" || value == "Rome" || value == 3),
