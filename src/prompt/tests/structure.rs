@@ -173,12 +173,12 @@ proptest! {
     ) {
         let (schema, judge) = judged().swap_remove(which);
         let mut structure = structure(Form::Schema(schema.clone()), Instead::Nothing);
-        let (mut text, end) = (Vec::new(), ids("<turn|>")[0]);
+        let (mut text, ends) = (Vec::new(), ids("<turn|><eos>"));
         for proposed in proposals {
-            let proposed = proposed.into_iter().filter(|&id| id != end);
+            let proposed = proposed.into_iter().filter(|id| !ends.contains(id));
             text.extend(structure.mend(&text, &mut proposed.into_iter()).expect("something may follow"));
             prop_assert_eq!(structure.fits(&text), Ok(text.len()));
-            if text.contains(&end) {
+            if text.contains(&ends[0]) {
                 break;
             }
         }
