@@ -1,6 +1,14 @@
-//! Whether an answer may hold tool calls, and how many of them are passed on.
+//! The tools of a request, and the calls of its answers: what may be called, what must be, and how many calls are passed on.
 
-use crate::prompt::{Dialect, Instead};
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::wire::either::ToolChoice;
+use super::wire::options::{Function, NamedTool, Tool};
+use crate::prompt::{CallableTools, CalledTool, Dialect, Instead};
+
+/// Longest name of a tool, as in the original API.
+const TOOL_NAME: usize = 64;
 
 /// How many of an answer's tool calls are passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,5 +39,119 @@ impl Calls {
     /// How a chat answer is read accordingly.
     pub(crate) fn dialect(self) -> Dialect {
         if self == Calls::None { Dialect::ChatWithoutTools } else { Dialect::Chat }
+    }
+}
+
+/// The tools of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Toolbox {
+    /// What the template is told of them.
+    pub declared: Vec<Value>,
+    /// What may be called, and how.
+    pub callable: CallableTools,
+    /// The tools of which one must be called, where the request demands it.
+    pub demanded: Option<Vec<CalledTool>>,
+    /// All of them.
+    tools: Vec<CalledTool>,
+}
+
+impl Toolbox {
+    /// Chat's tools: none where `choice` says so.
+    pub(crate) fn new(wire: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
+        let mut tools = Toolbox::default();
+        for (index, tool) in wire.unwrap_or_default().into_iter().enumerate() {
+            let path = format!("tools[{index}]");
+            check_kind(tool.r#type.as_deref(), &path)?;
+            let path = format!("{path}.function");
+            tools.add(tool.function.ok_or_else(|| ApiError::missing(&path))?, &path)?;
+        }
+        tools.offered(choice)
+    }
+
+    /// Adds a function; `path` is where the request describes it.
+    pub(crate) fn add(&mut self, wire: Function, path: &str) -> Result<(), ApiError> {
+        let at = |field: &str| format!("{path}.{field}");
+        let name = wire.name.ok_or_else(|| ApiError::missing(&at("name")))?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.len() > TOOL_NAME || !name.chars().all(legal) {
+            let message =
+                format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
+            return Err(ApiError::invalid(at("name"), message));
+        }
+        self.callable.insert(&name);
+        if wire.strict == Some(true) {
+            self.callable.insert_strict(&name, wire.parameters.as_ref()).map_err(|error| {
+                let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");
+                ApiError::unsupported(at("parameters"), message)
+            })?;
+        }
+        let mut declared = Map::new();
+        declared.insert("name".into(), name.clone().into());
+        if let Some(description) = wire.description {
+            declared.insert("description".into(), description.into());
+        }
+        if let Some(parameters) = wire.parameters.clone() {
+            declared.insert("parameters".into(), parameters.into());
+        }
+        self.tools.push(CalledTool { name, parameters: wire.parameters });
+        self.declared.push(json!({"type": "function", "function": declared}));
+        Ok(())
+    }
+
+    /// These tools, or none where `choice` says so; it may demand a call, too.
+    pub(crate) fn offered(mut self, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
+        match choice {
+            None => {}
+            Some(ToolChoice::Mode(mode)) => match mode.as_str() {
+                "auto" => {}
+                "none" => return Ok(Toolbox::default()),
+                "required" if self.tools.is_empty() => {
+                    let message =
+                        "'tool_choice' demands a call, but there are no 'tools'; send those that may be called.";
+                    return Err(ApiError::invalid("tool_choice", message));
+                }
+                "required" => self.demanded = Some(self.tools.clone()),
+                _ => return Err(unknown_choice("tool_choice")),
+            },
+            Some(ToolChoice::Named(tool)) => self.demanded = Some(vec![self.named(tool)?]),
+        }
+        Ok(self)
+    }
+
+    /// The tool that a choice names.
+    fn named(&self, choice: NamedTool) -> Result<CalledTool, ApiError> {
+        let (name, path) = match (choice.function, choice.name) {
+            (Some(function), _) => (function.name, "tool_choice.function.name"),
+            (None, name) => (name, "tool_choice.name"),
+        };
+        match choice.r#type.as_deref() {
+            Some("function") => {}
+            None => return Err(ApiError::missing("tool_choice.type")),
+            Some("allowed_tools") => {
+                let message = "This server offers the model all 'tools'; send only those that it may call, and \
+                               'tool_choice' as 'auto' or 'required'.";
+                return Err(ApiError::unsupported("tool_choice", message));
+            }
+            Some(_) => return Err(unknown_choice("tool_choice.type")),
+        }
+        let name = name.ok_or_else(|| ApiError::missing(path))?;
+        self.tools.iter().find(|tool| tool.name == name).cloned().ok_or_else(|| {
+            ApiError::invalid(path, format!("'{path}' is {}, which is not among the 'tools'.", json!(name)))
+        })
+    }
+}
+
+fn unknown_choice(path: &str) -> ApiError {
+    let message = "'tool_choice' must be 'auto', 'none', 'required', or a function: {\"type\": \"function\", …}.";
+    ApiError::invalid(path, message)
+}
+
+/// Refuses a tool that is no function.
+pub(crate) fn check_kind(kind: Option<&str>, path: &str) -> Result<(), ApiError> {
+    let path = format!("{path}.type");
+    match kind {
+        Some("function") => Ok(()),
+        Some(_) => Err(ApiError::unsupported(path, "The type of a tool must be 'function'.")),
+        None => Err(ApiError::missing(&path)),
     }
 }

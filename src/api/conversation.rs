@@ -1,21 +1,17 @@
-//! From a chat request's messages and tools to the conversation that `prompt` renders.
+//! From a chat request's messages to the conversation that `prompt` renders.
 //!
 //! Refuses what the model cannot take (images, audio, files) and what contradicts itself, by the path of the field.
 
 use axum::http::StatusCode;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::body::{Ignored, in_json_words};
 use super::error::{ApiError, sentence};
 use super::open_calls::{CallForm, OpenCalls};
 use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
-use super::wire::either::{Content, ToolChoice};
-use super::wire::options::{Function, NamedTool, Tool};
-use crate::prompt::{self, CallableTools, Chat, Fault, PromptError, Text, Thinking};
-
-/// Longest name of a tool, as in the original API.
-const TOOL_NAME: usize = 64;
+use super::wire::either::Content;
+use crate::prompt::{self, Chat, Fault, PromptError, Text, Thinking};
 
 /// The messages as `prompt` knows them; `field` is the request's name for them.
 pub(crate) fn messages(wire: Option<Vec<Message>>, field: &str) -> Result<Vec<prompt::Message>, ApiError> {
@@ -165,101 +161,6 @@ pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, 
             let why = in_json_words(&error);
             ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
         }),
-    }
-}
-
-/// The tools of a request.
-#[derive(Debug, Default)]
-pub(crate) struct Toolbox {
-    /// What the template is told of them.
-    pub declared: Vec<Value>,
-    /// What may be called, and how.
-    pub callable: CallableTools,
-}
-
-impl Toolbox {
-    /// Chat's tools: none where `choice` says so.
-    pub(crate) fn new(wire: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
-        let mut tools = Toolbox::default();
-        for (index, tool) in wire.unwrap_or_default().into_iter().enumerate() {
-            let path = format!("tools[{index}]");
-            check_kind(tool.r#type.as_deref(), &path)?;
-            let path = format!("{path}.function");
-            tools.add(tool.function.ok_or_else(|| ApiError::missing(&path))?, &path)?;
-        }
-        tools.offered(choice)
-    }
-
-    /// Adds a function; `path` is where the request describes it.
-    pub(crate) fn add(&mut self, wire: Function, path: &str) -> Result<(), ApiError> {
-        let at = |field: &str| format!("{path}.{field}");
-        let name = wire.name.ok_or_else(|| ApiError::missing(&at("name")))?;
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || name.len() > TOOL_NAME || !name.chars().all(legal) {
-            let message =
-                format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
-            return Err(ApiError::invalid(at("name"), message));
-        }
-        self.callable.insert(&name);
-        if wire.strict == Some(true) {
-            self.callable.insert_strict(&name, wire.parameters.as_ref()).map_err(|error| {
-                let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");
-                ApiError::unsupported(at("parameters"), message)
-            })?;
-        }
-        let mut declared = Map::new();
-        declared.insert("name".into(), name.into());
-        if let Some(description) = wire.description {
-            declared.insert("description".into(), description.into());
-        }
-        if let Some(parameters) = wire.parameters {
-            declared.insert("parameters".into(), parameters.into());
-        }
-        self.declared.push(json!({"type": "function", "function": declared}));
-        Ok(())
-    }
-
-    /// These tools, or none where `choice` says so.
-    pub(crate) fn offered(self, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
-        match choice {
-            None => Ok(self),
-            Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(self),
-            Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(Toolbox::default()),
-            Some(ToolChoice::Mode(mode)) if mode == "required" => Err(not_enforced()),
-            Some(ToolChoice::Named(tool)) => Err(refused(&tool)),
-            Some(ToolChoice::Mode(_)) => {
-                Err(ApiError::invalid("tool_choice", "'tool_choice' must be 'auto' or 'none'."))
-            }
-        }
-    }
-}
-
-fn not_enforced() -> ApiError {
-    let message = "This server cannot force the model to call a tool; 'tool_choice' must be 'auto' or 'none'.";
-    ApiError::unsupported("tool_choice", message)
-}
-
-/// Why a choice that is an object is refused.
-fn refused(choice: &NamedTool) -> ApiError {
-    match choice.r#type.as_deref() {
-        None if choice.name.is_none() && choice.function.is_none() => ApiError::missing("tool_choice.type"),
-        None | Some("function") => not_enforced(),
-        Some("allowed_tools") => {
-            let message = "This server offers the model all 'tools'; send only those that it may call, and 'tool_choice' \
-                           as 'auto'.";
-            ApiError::unsupported("tool_choice", message)
-        }
-        Some(_) => ApiError::unsupported("tool_choice.type", "'tool_choice' must be 'auto' or 'none'."),
-    }
-}
-
-/// Refuses a tool that is no function.
-pub(crate) fn check_kind(kind: Option<&str>, path: &str) -> Result<(), ApiError> {
-    let path = format!("{path}.type");
-    match kind {
-        Some("function") => Ok(()),
-        Some(_) => Err(ApiError::unsupported(path, "The type of a tool must be 'function'.")),
-        None => Err(ApiError::missing(&path)),
     }
 }
 

@@ -1,4 +1,5 @@
-//! The form an answer must have: from `response_format` and `text.format` to a language that the answer is held to.
+//! The form an answer must have: from `response_format`, `text.format` and a call that is demanded to a language that the
+//! answer is held to.
 
 use serde_json::{Value, json};
 
@@ -7,7 +8,7 @@ use super::error::ApiError;
 use super::state::AppState;
 use super::wire::options::{JsonSchemaFormat, ResponseFormat};
 use super::wire::responses::TextFormat;
-use crate::prompt::{Blueprint, Form, Instead};
+use crate::prompt::{Blueprint, CalledTool, Form, Instead};
 
 /// A form asked for, and where the request asks for it.
 #[derive(Debug, PartialEq)]
@@ -72,6 +73,11 @@ fn named(name: Option<String>, path: &str) -> Result<(), ApiError> {
         Some(name) if !name.is_empty() => Ok(()),
         _ => Err(ApiError::missing(path)),
     }
+}
+
+/// What an answer must be where a call is demanded: that comes in the place of content of any form.
+pub(crate) fn or_call(asked: Option<Asked>, demanded: Option<Vec<CalledTool>>) -> Option<Asked> {
+    demanded.map(|tools| Asked { form: Form::Call(tools), path: "tools" }).or(asked)
 }
 
 /// The language of what is asked for. Takes the processor for long where the schema is large.

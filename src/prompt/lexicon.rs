@@ -117,6 +117,11 @@ impl Lexicon {
         self.marks.get(&id).copied()
     }
 
+    /// The id with this meaning; of several the smallest.
+    pub(super) fn marker(&self, mark: Mark) -> Option<u32> {
+        self.marks.iter().filter(|(_, known)| **known == mark).map(|(&id, _)| id).min()
+    }
+
     /// Whether the tokeniser can mark the end of a thought.
     pub(super) fn thinks(&self) -> bool {
         self.thought_close.is_some()

@@ -6,6 +6,7 @@
 //! gate and what it asks about a text's structure; must not know HTTP, weights or tensors.
 
 mod call;
+mod calling;
 mod chat;
 mod clock;
 mod detokenize;
@@ -27,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokenizers::Tokenizer;
 
+pub use calling::CalledTool;
 pub use chat::{Chat, Content, Message, Opening, Part, Prompt, Role, Thinking, ToolCall};
 pub use error::{Fault, PromptError};
 pub use machine::{Channel, Delta, Dialect, Rules};
@@ -200,7 +202,8 @@ impl Text {
     /// A language that answers can be held to.
     ///
     /// # Errors
-    /// [`PromptError::Structure`] where the schema is not understood, is too large, or allows nothing.
+    /// [`PromptError::Structure`] where the schema is not understood, is too large, or allows nothing;
+    /// [`PromptError::NoTools`] where the tokeniser cannot write a call.
     pub fn blueprint(&self, form: Form, instead: Instead) -> Result<Blueprint, PromptError> {
         let grammars = match self.grammars.get() {
             Some(grammars) => grammars,

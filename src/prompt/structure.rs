@@ -1,7 +1,9 @@
-//! Answers that must have a structure: a JSON Schema as a language of tokens, followed by llguidance.
+//! Answers that must have a structure: a JSON Schema, or a call that must be made, as a language of tokens, followed by
+//! llguidance.
 //!
-//! Only the content of an answer is bound. A thought before it is free, and so is a call of a tool in its place. Parsing
-//! works on the bytes that tokens spell, so that every way to cut a text into tokens counts.
+//! Only the content of an answer is bound, or the first call. A thought before it is free, and so are a call in the place
+//! of content where one may be made, and what follows a call. Parsing works on the bytes that tokens spell, so that every
+//! way to cut a text into tokens counts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, T
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+use super::calling::{self, CalledTool};
 use super::chat::Opening;
 use super::error::PromptError;
 use super::lexicon::{Lexicon, Mark};
@@ -23,6 +26,8 @@ pub enum Form {
     Json,
     /// JSON that fits this schema.
     Schema(Value),
+    /// A call of one of these tools.
+    Call(Vec<CalledTool>),
 }
 
 /// Whether an answer may call a tool instead of having its structure.
@@ -34,24 +39,38 @@ pub enum Instead {
     Nothing,
 }
 
+/// What of an answer a language is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// Its content.
+    Content(Instead),
+    /// The call that this token opens.
+    Call(u32),
+}
+
 /// What the tokens spell, prepared once for all languages.
 pub(super) struct Grammars {
     factory: ParserFactory,
 }
 
+/// Begins what a marker spells here: no text contains this byte. The library writes `[`, the marker's id and `]` behind it.
+const MARKER: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
+
+/// The layout options of the library, a keyword in a schema's root.
+const LAYOUT: &str = "x-guidance";
+
 /// A language that answers can be held to; each answer follows it by itself.
 pub struct Blueprint {
     matcher: Matcher,
     lexicon: Arc<Lexicon>,
-    instead: Instead,
+    subject: Subject,
 }
 
 impl Grammars {
     /// Prepares what this tokeniser's tokens spell.
     pub(super) fn new(lexicon: &Lexicon) -> Result<Grammars, PromptError> {
         let size = lexicon.tokenizer.get_vocab(true).values().max().map_or(0, |&last| last + 1);
-        // Tokens that are no text spell nothing here: no language contains them.
-        let words: Vec<Vec<u8>> = (0..size).map(|id| text_bytes(lexicon, id)).collect();
+        let words: Vec<Vec<u8>> = (0..size).map(|id| word(lexicon, id)).collect();
         let end = lexicon.end().unwrap_or_default();
         let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);
         let environment = ApproximateTokEnv::new(trie);
@@ -69,27 +88,53 @@ impl Grammars {
         form: Form,
         instead: Instead,
     ) -> Result<Blueprint, PromptError> {
-        let mut schema = match form {
-            Form::Json => json!({"type": "object"}),
-            Form::Schema(Value::Bool(true)) => json!({}),
-            Form::Schema(schema) => schema,
+        let (grammar, subject) = match form {
+            Form::Json => (of_schema(json!({"type": "object"}))?, Subject::Content(instead)),
+            Form::Schema(schema) => (of_schema(schema)?, Subject::Content(instead)),
+            Form::Call(tools) => {
+                let marker = |mark| lexicon.marker(mark).ok_or(PromptError::NoTools);
+                let grammar = calling::grammar(&tools, marker(Mark::Quote)?, marker(Mark::CallClose)?);
+                (TopLevelGrammar::from_lark(grammar), Subject::Call(marker(Mark::CallOpen)?))
+            }
         };
-        // Written on one line. Where space is free, a model that is at a loss writes nothing else; where it is not, much of the
-        // text is certain beforehand, and whole names are put down at once.
-        if let Value::Object(schema) = &mut schema {
-            let layout = json!({"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": false});
-            schema.insert("x-guidance".to_owned(), layout);
-        }
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
-        let mut matcher = Matcher::new(parser);
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
             Some(error) => Err(PromptError::Structure(error)),
             None => {
                 // A language that holds no text at all is an error of the schema, not of the answers.
                 matcher.compute_mask_or_eos().map_err(unusable)?;
-                Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), instead })
+                Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), subject })
             }
         }
+    }
+}
+
+/// JSON that fits a schema, written on one line. Where space is free, a model that is at a loss writes nothing else; where
+/// it is not, much of the text is certain beforehand, and whole names are put down at once.
+fn of_schema(schema: Value) -> Result<TopLevelGrammar, PromptError> {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        schema => schema,
+    };
+    if let Value::Object(schema) = &mut schema {
+        let layout = json!({"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": false});
+        if schema.insert(LAYOUT.to_owned(), layout).is_some() {
+            return Err(PromptError::Structure(format!("{LAYOUT:?} is not supported; leave it out")));
+        }
+    }
+    Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+/// What a token spells in a language: its text, or where it is part of a call's notation, its number. Other tokens spell
+/// nothing: no language contains them.
+fn word(lexicon: &Lexicon, id: u32) -> Vec<u8> {
+    match lexicon.mark(id) {
+        Some(Mark::Quote | Mark::CallClose) => {
+            let mut word = vec![MARKER];
+            word.extend_from_slice(format!("[{id}]").as_bytes());
+            word
+        }
+        _ => text_bytes(lexicon, id),
     }
 }
 
@@ -113,7 +158,7 @@ impl Blueprint {
             trail: Vec::new(),
             place,
             lexicon: Arc::clone(&self.lexicon),
-            instead: self.instead,
+            subject: self.subject,
         })
     }
 }
@@ -121,13 +166,13 @@ impl Blueprint {
 /// Where in an answer a token stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Before its content: a thought may begin, a call too where calls are allowed.
+    /// Before what is bound: a thought may begin, a call too where calls are allowed.
     Before,
     /// In a thought.
     Thought,
-    /// In the content.
+    /// In what is bound.
     Content,
-    /// In a call, or behind the end: anything goes.
+    /// In a call that is not bound, or behind one that was: anything goes.
     Free,
 }
 
@@ -138,13 +183,13 @@ enum Then {
     More,
     /// A token that ends the answer.
     End,
-    /// A token that can stand nowhere in content.
+    /// A token that can stand nowhere in what is bound.
     Foreign,
 }
 
 /// How some tokens that follow what was committed divide.
 struct Division {
-    /// Those of the content.
+    /// Those that are bound.
     content: Range<usize>,
     then: Then,
     /// Where the token behind them stands.
@@ -154,15 +199,24 @@ struct Division {
 /// One answer on its way through the language.
 struct Follower {
     matcher: Matcher,
-    /// The content's tokens that the matcher stands behind, but that are not committed.
+    /// The bound tokens that the matcher stands behind, but that are not committed.
     trail: Vec<u32>,
     /// Where what was committed ends.
     place: Place,
     lexicon: Arc<Lexicon>,
-    instead: Instead,
+    subject: Subject,
 }
 
 impl Follower {
+    /// Whether a language of this subject may contain the token.
+    fn speaks(&self, id: u32) -> bool {
+        match self.lexicon.mark(id) {
+            None => true,
+            Some(Mark::Quote | Mark::CallClose) => matches!(self.subject, Subject::Call(_)),
+            Some(_) => false,
+        }
+    }
+
     fn divide(&self, tokens: &[u32]) -> Division {
         let mut place = self.place;
         let mut content = 0..0;
@@ -181,18 +235,23 @@ impl Follower {
                     place = Place::Thought;
                     continue;
                 }
-                (Place::Before, Some(Mark::CallOpen)) if self.instead == Instead::Calls => {
+                (Place::Before, Some(Mark::CallOpen)) if self.subject == Subject::Content(Instead::Calls) => {
                     place = Place::Free;
                     continue;
                 }
-                (Place::Before | Place::Content, None) => {
+                (Place::Before, Some(Mark::CallOpen)) if matches!(self.subject, Subject::Call(_)) => {
+                    (content, place) = (at + 1..at + 1, Place::Content);
+                    continue;
+                }
+                (Place::Before, None) if matches!(self.subject, Subject::Call(_)) => Then::Foreign,
+                (Place::Before | Place::Content, _) if self.speaks(id) => {
                     let start = if place == Place::Before { at } else { content.start };
                     content = start..at + 1;
-                    place = Place::Content;
+                    place = if mark == Some(Mark::CallClose) { Place::Free } else { Place::Content };
                     continue;
                 }
                 (Place::Before | Place::Content, Some(Mark::End)) => Then::End,
-                (Place::Before | Place::Content, Some(_)) => Then::Foreign,
+                (Place::Before | Place::Content, _) => Then::Foreign,
             };
             if content.is_empty() {
                 content = at..at;
@@ -205,7 +264,7 @@ impl Follower {
         Division { content, then: Then::More, place }
     }
 
-    /// Moves the matcher behind the longest beginning of this content that it accepts, and says how long that is.
+    /// Moves the matcher behind the longest beginning of what is bound that it accepts, and says how long that is.
     fn advance(&mut self, content: &[u32]) -> Result<usize, StructureError> {
         let common = self.trail.iter().zip(content).take_while(|(a, b)| a == b).count();
         self.matcher.rollback(self.trail.len() - common).map_err(astray)?;
@@ -217,18 +276,39 @@ impl Follower {
 
     /// A token that can stand where the matcher is, though nobody proposed it: the shortest.
     fn any(&self, allowed: &llguidance::toktrie::SimpleVob) -> Option<u32> {
-        let shortest = allowed.iter().filter(|&id| self.lexicon.mark(id).is_none());
+        let shortest = allowed.iter().filter(|&id| self.speaks(id));
         shortest.min_by_key(|&id| (text_bytes(&self.lexicon, id).len(), id))
     }
 
     /// What must follow where the matcher is, as the tokeniser writes it.
     fn forced(&mut self) -> Vec<u32> {
         let bytes = self.matcher.compute_ff_bytes();
-        let Ok(text) = std::str::from_utf8(&bytes) else { return Vec::new() };
-        // Space that ends it may be one token with what follows.
-        let encoding = self.lexicon.tokenizer.encode_fast(text.trim_end(), false);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
+        let mut rest = bytes.as_slice();
+        let mut ids = Vec::new();
+        while let Some(&first) = rest.first() {
+            if first == MARKER {
+                let Some((id, behind)) = numbered(&rest[1..]) else { break };
+                ids.push(id);
+                rest = behind;
+                continue;
+            }
+            let end = rest.iter().position(|&byte| byte == MARKER).unwrap_or(rest.len());
+            let Ok(text) = std::str::from_utf8(&rest[..end]) else { break };
+            // Space that ends it may be one token with what follows.
+            let text = if end == rest.len() { text.trim_end() } else { text };
+            let Ok(encoding) = self.lexicon.tokenizer.encode_fast(text, false) else { break };
+            ids.extend_from_slice(encoding.get_ids());
+            rest = &rest[end..];
+        }
+        ids
     }
+}
+
+/// The number in brackets that these bytes begin with, and what is behind it.
+fn numbered(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let end = bytes.iter().position(|&byte| byte == b']')?;
+    let number = std::str::from_utf8(bytes[..end].strip_prefix(b"[")?).ok()?;
+    Some((number.parse().ok()?, &bytes[end + 1..]))
 }
 
 impl Structure for Follower {
@@ -251,11 +331,14 @@ impl Structure for Follower {
         if place == Place::Thought {
             return self.lexicon.thought_close().map(|close| vec![close]).ok_or_else(|| lost("a thought cannot end"));
         }
+        if let (Place::Before, Subject::Call(open)) = (place, self.subject) {
+            return Ok(std::iter::once(open).chain(self.forced()).collect());
+        }
         let ends = self.matcher.is_accepting().map_err(astray)?;
         let allowed = self.matcher.compute_mask_or_eos().map_err(astray)?;
-        let can_stand = |id: &u32| match self.lexicon.mark(*id) {
-            Some(mark) => mark == Mark::End && ends,
-            None => (*id as usize) < allowed.len() && allowed.is_allowed(*id),
+        let can_stand = |id: &u32| match self.speaks(*id) {
+            true => (*id as usize) < allowed.len() && allowed.is_allowed(*id),
+            false => ends && self.lexicon.mark(*id) == Some(Mark::End),
         };
         let mut proposed = candidates;
         let chosen = match Iterator::find(&mut proposed, can_stand) {
@@ -264,7 +347,7 @@ impl Structure for Follower {
             None => self.any(&allowed).ok_or_else(|| lost("nothing may follow"))?,
         };
         let mut mended = vec![chosen];
-        if self.lexicon.mark(chosen).is_none() {
+        if self.speaks(chosen) {
             self.matcher.consume_token(chosen).map_err(astray)?;
             self.trail.push(chosen);
             mended.extend(self.forced());

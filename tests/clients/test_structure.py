@@ -1,4 +1,4 @@
-"""Answers that must fit a schema, from the demo model, which has seen few: whatever it would rather say, what comes is JSON that fits."""
+"""Answers that must fit a schema, or be a call, from the demo model, which has seen few: whatever it would rather say, what comes is JSON that fits."""
 
 import concurrent.futures
 import itertools
@@ -86,3 +86,36 @@ def test_the_same_alone_and_in_company(client, model):
     alone = ask(3).choices[0].message.content
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8)))[3].choices[0].message.content == alone
+
+
+def tool(name, required, **properties):
+    parameters = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOLS = [
+    tool("set_light", ["on", "room"], room={"enum": ["kitchen", "hall"]}, on={"type": "boolean"}, level={"enum": [1, 2, 3]}),
+    tool("get_weather", ["city"], city={"type": "string", "enum": ["Paris", "Rome", "Buenos Aires"]}),
+]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "set_light"}}])
+def test_a_call_that_is_demanded_is_made(client, model, choice):
+    declared = {one["function"]["name"]: one["function"]["parameters"] for one in TOOLS}
+    for prompt, seed in itertools.product([*PROMPTS, "What is the weather in Rome?"], [1, 2]):
+        answer = client.chat.completions.create(
+            model=model, messages=say(prompt), seed=seed, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, max_tokens=400
+        )
+        assert answer.choices[0].finish_reason == "tool_calls", (prompt, answer)
+        (call,) = answer.choices[0].message.tool_calls
+        jsonschema.validate(json.loads(call.function.arguments), declared[call.function.name])
+        assert choice == "required" or call.function.name == "set_light"
+
+
+def test_the_call_that_the_model_makes_anyway_is_not_spoiled(client, model):
+    tools = [tool("get_weather", ["city"], city={"type": "string"})]
+    for seed in range(5):
+        ask = dict(model=model, messages=say("What is the weather in Paris?"), seed=seed, tools=tools)
+        free = client.chat.completions.create(**ask)
+        held = client.chat.completions.create(**ask, tool_choice="required")
+        assert [call.function for call in held.choices[0].message.tool_calls] == [call.function for call in free.choices[0].message.tool_calls]

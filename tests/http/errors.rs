@@ -151,8 +151,13 @@ async fn an_error_says_what_to_do_next() {
             "of an object: invalid type: array, expected an object.",
         ),
         (chat, ask(json!({"tool_choice": {}})), "tool_choice.type", "Missing required parameter"),
-        (chat, ask(json!({"tool_choice": {"type": "custom", "name": "f"}})), "tool_choice.type", "'auto' or 'none'"),
-        (chat, ask(json!({"tool_choice": {"name": "f"}})), "tool_choice", "cannot force"),
+        (
+            chat,
+            ask(json!({"tool_choice": {"type": "custom", "name": "f"}})),
+            "tool_choice.type",
+            "'required', or a function",
+        ),
+        (chat, ask(json!({"tool_choice": {"name": "f"}})), "tool_choice.type", "Missing required parameter"),
         (chat, ask(allowed.clone()), "tool_choice", "send only those"),
         (
             "/v1/responses",
@@ -172,4 +177,11 @@ async fn an_error_says_what_to_do_next() {
     app.post("/v1/completions", &fits).await.ok();
     let error = app.chat("fail", json!({})).await.refused(500);
     assert!(error["message"].as_str().unwrap().starts_with("The model failed: "), "{error}");
+}
+
+#[tokio::test]
+async fn a_prompt_beyond_the_context_is_told_so() {
+    let app = App::new();
+    let error = app.chat(&"fox ".repeat(2000), json!({})).await.refused(400);
+    assert_eq!((&error["param"], &error["code"]), (&json!("messages"), &json!("context_length_exceeded")));
 }

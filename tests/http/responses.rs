@@ -360,7 +360,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"tools": [{"type": "function", "name": "two words"}]}), "tools[0].name"),
         (json!({"tools": [{"type": "function", "name": "f", "parameters": []}]}), "tools[0].parameters"),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"tool_choice": {"type": "function", "name": "f"}}), "tool_choice"),
+        (json!({"tool_choice": {"type": "function", "name": "f"}}), "tool_choice.name"),
         (json!({"input": [{"type": "function_call", "name": "f"}]}), "input[0].call_id"),
         (json!({"input": [{"type": "function_call", "call_id": "c"}]}), "input[0].name"),
         (

@@ -100,6 +100,100 @@ async fn a_tool_that_is_offered_may_be_called_instead() {
 }
 
 #[tokio::test]
+async fn forms_that_cannot_be_held_are_refused() {
+    let app = App::new();
+    let schema = |schema: Value| json!({"response_format": format(schema)});
+    for (fields, param) in [
+        (json!({"response_format": {}}), "response_format.type"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.name"),
+        (schema(json!(null)), "response_format.json_schema.schema"),
+        (schema(json!(3)), "response_format.json_schema.schema"),
+        (schema(json!({"type": "nonsense"})), "response_format.json_schema.schema"),
+        (schema(json!({"type": "array", "uniqueItems": true})), "response_format.json_schema.schema"),
+        (schema(json!({"type": "object", "x-guidance": {}})), "response_format.json_schema.schema"),
+    ] {
+        let error = app.chat("hello", fields.clone()).await.refused(400);
+        assert_eq!(error["param"], param, "{fields}: {error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
+}
+
+fn tool(name: &str, properties: Value, required: Value) -> Value {
+    let parameters = json!({"type": "object", "properties": properties, "required": required});
+    json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+}
+
+/// Two tools, none of which the model asks for by itself.
+fn tools() -> Value {
+    let light = json!({"room": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}});
+    let count = json!({"from": {"type": "integer"}, "note": {"enum": ["", "a b"]}});
+    json!([tool("light", light, json!(["on", "room"])), tool("count.up", count, json!(["from"]))])
+}
+
+/// The function called and its arguments.
+fn call(answer: &Value) -> (String, Value) {
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    let function = &choice["message"]["tool_calls"][0]["function"];
+    let arguments = serde_json::from_str(function["arguments"].as_str().expect("arguments")).expect("JSON");
+    (function["name"].as_str().expect("a name").to_owned(), arguments)
+}
+
+fn is_light(arguments: &Value) -> bool {
+    let keys = arguments.as_object().map(|map| map.len());
+    keys == Some(2) && arguments["on"].is_boolean() && ["kitchen", "hall"].map(Value::from).contains(&arguments["room"])
+}
+
+#[tokio::test]
+async fn a_call_that_is_demanded_is_made() {
+    let app = App::new();
+    for cue in ["hello", "story", "umlaut", "think", "blank", "call", "dice"] {
+        for choice in [json!("required"), json!({"type": "function", "function": {"name": "light"}})] {
+            // The parrot never counts to an end: what it is made to begin ends with the tokens.
+            let fields = json!({"seed": 1, "tools": tools(), "tool_choice": choice, "parallel_tool_calls": false});
+            let answer = app.chat(cue, fields).await.ok();
+            let (name, arguments) = call(&answer);
+            let is_count = name == "count.up" && choice == "required" && arguments["from"].is_i64();
+            assert!(is_count || (name == "light" && is_light(&arguments)), "{cue} {choice}: {answer}");
+        }
+    }
+    // The call comes first even where the content would have a form, and a stream brings the same.
+    let choice = json!({"type": "function", "name": "light"});
+    let fields = json!({"seed": 1, "tools": tools(), "tool_choice": choice, "response_format": format(city())});
+    let whole = app.chat("hello", fields.clone()).await.ok();
+    assert!(is_light(&call(&whole).1), "{whole}");
+    let mut streamed = fields;
+    streamed["stream"] = json!(true);
+    let events = app.chat("hello", streamed).await.events();
+    let pieces = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str());
+    let arguments: Value = serde_json::from_str(&pieces.collect::<String>()).expect("JSON");
+    assert_eq!(arguments, call(&whole).1);
+}
+
+#[tokio::test]
+async fn responses_demand_calls_too() {
+    let app = App::new();
+    let mut tools = tools();
+    for tool in tools.as_array_mut().expect("a list") {
+        let function = tool["function"].take();
+        *tool = json!({"type": "function", "name": function["name"], "parameters": function["parameters"]});
+    }
+    let choice = json!({"type": "function", "name": "light"});
+    let body = json!({"model": MODEL, "input": "hello", "tools": tools, "tool_choice": choice});
+    let answer = app.post("/v1/responses", &body).await.ok();
+    assert_eq!(answer["tool_choice"], choice);
+    let output = &answer["output"][0];
+    assert_eq!((&output["type"], &output["name"]), (&json!("function_call"), &json!("light")), "{answer}");
+    assert!(is_light(&serde_json::from_str(output["arguments"].as_str().expect("arguments")).expect("JSON")));
+    let body = json!({"model": MODEL, "input": "hello", "tool_choice": "required"});
+    assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], "tool_choice");
+}
+
+#[tokio::test]
 async fn responses_take_the_flat_form_and_repeat_it() {
     let app = App::new();
     let format = json!({"type": "json_schema", "name": "answer", "schema": city(), "strict": true});

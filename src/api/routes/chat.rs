@@ -4,9 +4,9 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::super::body::Body;
-use super::super::calls::Calls;
+use super::super::calls::{Calls, Toolbox};
 use super::super::chunks::{self, ChunkDialect};
-use super::super::conversation::{Reflection, Toolbox, encode_chat, messages};
+use super::super::conversation::{Reflection, encode_chat, messages};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
 use super::super::form;
@@ -61,6 +61,7 @@ pub(crate) async fn chat(
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: reflection.kwargs };
     let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
     let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
+    let asked = form::or_call(asked, tools.demanded);
     let structure = form::blueprint(&state, asked, calls.instead()).await?;
     let delivery = order.delivery;
     let plan = Plan {

@@ -5,7 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::super::body::Body;
-use super::super::conversation::{Reflection, Toolbox, aside, encode_chat, messages, of_prompt};
+use super::super::calls::Toolbox;
+use super::super::conversation::{Reflection, aside, encode_chat, messages, of_prompt};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
 use super::super::state::AppState;

@@ -73,12 +73,12 @@ pub struct ChatRequest {
     pub frequency_penalty: Option<f64>,
     /// Functions that the model may call.
     pub tools: Option<Vec<Tool>>,
-    /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
-    /// would have to be enforced. So is `allowed_tools`: leave the other tools out.
+    /// `auto` (default); `none`, which hides the tools from the model; `required`, or a function by name: the answer is
+    /// held to a call of one of the tools, or of this one. `allowed_tools` is refused: leave the other tools out.
     pub tool_choice: Option<ToolChoice>,
     /// `false` passes on only the first call of an answer. Default true.
     pub parallel_tool_calls: Option<bool>,
-    /// `text`; the JSON formats are refused until they are enforced.
+    /// What the answer must be: any text, or JSON, of a schema where one is given.
     pub response_format: Option<ResponseFormat>,
     /// `none` and `minimal` answer at once; `low`, `medium`, `high`, `xhigh` and `max` let the model think first, where its
     /// template can.
@@ -104,23 +104,32 @@ pub struct ChatRequest {
     pub web_search_options: Option<Value>,
     /// Accepted; a hint for speed that has no effect.
     #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub prediction: Option<Value>,
     /// Accepted; has no effect: the model has no such control.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub verbosity: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub user: Option<String>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub metadata: Option<Value>,
     /// Accepted; nothing is ever stored.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub store: Option<bool>,
     /// Accepted; all requests are served alike.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub service_tier: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub safety_identifier: Option<String>,
     /// Accepted; prefixes are found without it.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub prompt_cache_key: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub prompt_cache_retention: Option<String>,
 }
 
@@ -189,6 +198,7 @@ pub struct Message {
     pub refusal: Option<String>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub annotations: Option<Value>,
     /// Refused unless null: this model hears nothing.
     #[schema(value_type = Option<Object>)]
@@ -235,12 +245,15 @@ pub struct ContentPart {
     pub file: Option<Value>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub annotations: Option<Value>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub logprobs: Option<Value>,
     /// Accepted; prefixes are cached without it.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub cache_control: Option<Value>,
 }
 
@@ -256,6 +269,7 @@ pub struct SentToolCall {
     #[schema(required = true, nullable = false)]
     pub function: Option<SentFunction>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub index: Option<usize>,
 }
 

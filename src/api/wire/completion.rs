@@ -69,9 +69,11 @@ pub struct CompletionRequest {
     /// How canvases are denoised.
     pub diffusion: Option<DiffusionOptions>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub user: Option<String>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub metadata: Option<Value>,
 }
 

@@ -4,8 +4,6 @@
 //! `openapi/openapi.json` and in `docs/api.md`. No field of a request is required by its type: `null` and absence are
 //! the same, and what is indispensable is asked for in words. Nothing here decides whether a value can be honoured.
 
-#![allow(dead_code, reason = "fields that are accepted without effect are read by nobody but belong to the contract")]
-
 pub mod answer;
 pub mod chat;
 pub mod completion;

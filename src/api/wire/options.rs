@@ -1,6 +1,6 @@
 //! Options that several requests share.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -16,6 +16,7 @@ pub struct StreamOptions {
     /// object with `every`, `mode` and `max_hz`. Default false.
     pub include_diffusion_progress: Option<Progress>,
     /// Accepted; has no effect: nothing is obfuscated.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub include_obfuscation: Option<bool>,
 }
 
@@ -114,14 +115,24 @@ pub struct Function {
 }
 
 /// A choice of one tool by name.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, ToSchema)]
 pub struct NamedTool {
     /// `function`.
+    #[schema(required = true, nullable = false)]
     pub r#type: Option<String>,
-    /// Which one.
-    #[schema(value_type = Option<Object>)]
-    pub function: Option<Value>,
-    /// Which one, in the flat form.
+    /// Which one, as in chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<NamedFunction>,
+    /// Which one, as in responses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A function by name.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize, ToSchema)]
+pub struct NamedFunction {
+    /// Its name.
+    #[schema(required = true, nullable = false)]
     pub name: Option<String>,
 }
 
@@ -143,10 +154,12 @@ pub struct JsonSchemaFormat {
     #[schema(required = true, nullable = false)]
     pub name: Option<String>,
     /// Accepted; the model is not told of it: say in the messages what is wanted.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub description: Option<String>,
     /// The JSON Schema. A keyword that cannot be enforced is refused by name.
     #[schema(value_type = Object, required = true, nullable = false)]
     pub schema: Option<Value>,
     /// Accepted; the schema is always enforced.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub strict: Option<bool>,
 }

@@ -49,12 +49,13 @@ pub struct ResponsesRequest {
     pub diffusion: Option<DiffusionOptions>,
     /// Functions that the model may call.
     pub tools: Option<Vec<FunctionTool>>,
-    /// `auto` (default) or `none`, which hides the tools from the model. `required` and a named tool are refused: they
-    /// would have to be enforced. So is `allowed_tools`: leave the other tools out.
+    /// `auto` (default); `none`, which hides the tools from the model; `required`, or a function by name: the answer is
+    /// held to a call of one of the tools, or of this one. `allowed_tools` is refused: leave the other tools out.
     pub tool_choice: Option<ToolChoice>,
     /// `false` passes on only the first call of an answer. Default true.
     pub parallel_tool_calls: Option<bool>,
     /// Accepted; has no effect: it bounds calls of tools that a server runs itself.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub max_tool_calls: Option<u64>,
     /// Refused: nothing is remembered; send the conversation as `input`.
     pub previous_response_id: Option<String>,
@@ -73,19 +74,25 @@ pub struct ResponsesRequest {
     /// Refused unless 0: log-probabilities come from the other endpoints.
     pub top_logprobs: Option<u32>,
     /// Accepted; nothing is ever stored.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub store: Option<bool>,
     /// Accepted and given back; has no effect.
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub user: Option<String>,
     /// Accepted; all requests are served alike.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub service_tier: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub safety_identifier: Option<String>,
     /// Accepted; prefixes are found without it.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub prompt_cache_key: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub prompt_cache_retention: Option<String>,
 }
 
@@ -113,8 +120,10 @@ pub struct ReasoningOptions {
     /// As `reasoning_effort` in chat.
     pub effort: Option<ReasoningEffort>,
     /// Accepted; thoughts come whole, never as a summary.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub summary: Option<String>,
     /// Accepted; the older name of `summary`.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub generate_summary: Option<String>,
 }
 
@@ -124,6 +133,7 @@ pub struct TextOptions {
     /// Of content; any text unless given.
     pub format: Option<TextFormat>,
     /// Accepted; has no effect: the model has no such control.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub verbosity: Option<String>,
 }
 
@@ -168,17 +178,22 @@ pub struct InputItem {
     /// The output of a call: text, or parts.
     pub output: Option<Content>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub id: Option<String>,
     /// Accepted; has no effect.
+    #[expect(dead_code, reason = "accepted without effect")]
     pub status: Option<String>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub summary: Option<Value>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub encrypted_content: Option<Value>,
     /// Accepted; has no effect.
     #[schema(value_type = Option<Value>)]
+    #[expect(dead_code, reason = "accepted without effect")]
     pub phase: Option<Value>,
 }
 
@@ -230,8 +245,8 @@ pub struct ResponseObject {
     /// `{"format": {"type": "text"}}`.
     #[schema(value_type = Object)]
     pub text: Value,
-    /// `auto` or `none`.
-    pub tool_choice: &'static str,
+    /// As it was sent, or its default.
+    pub tool_choice: ToolChoice,
     /// As they were sent.
     pub tools: Vec<FunctionTool>,
     /// `disabled`.

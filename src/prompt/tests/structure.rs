@@ -1,10 +1,10 @@
-//! Answers held to a schema: what fits, what is put in the place of what does not, and where an answer may end.
+//! Answers held to a schema, or to a call: what fits, what is put in the place of what does not, and where an answer may end.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::fixtures::{ids, plain};
-use crate::prompt::{Form, Instead, Opening};
+use crate::prompt::{CalledTool, Form, Instead, Opening};
 use crate::scheduler::Structure;
 
 const PERSON: &str = r#"{"name": "Anna", "age": 30}"#;
@@ -93,6 +93,106 @@ fn a_call_may_take_the_contents_place_where_tools_are_offered() {
     fit(&mut *structure(person(), Instead::Calls), call);
     fits_to(&mut *structure(person(), Instead::Nothing), "", call);
     fits_to(&mut *structure(person(), Instead::Calls), r#"{"name": "#, call);
+}
+
+fn weather(parameters: Value) -> Form {
+    let Value::Object(parameters) = parameters else { panic!("an object") };
+    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters: Some(parameters) }])
+}
+
+/// Whether a call with these arguments is one that the tool's parameters allow; there are no spaces in it.
+fn may_be_called(parameters: &Value, arguments: &str) -> bool {
+    let mut call = structure(weather(parameters.clone()), Instead::Nothing);
+    let (fit, length) = fits(&mut *call, &format!("<|tool_call>call:weather{arguments}<tool_call|><|tool_response>"));
+    fit == length
+}
+
+#[test]
+fn a_call_that_must_be_made_is_put_down_as_far_as_it_is_certain() {
+    let city = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    let mut call = structure(weather(city), Instead::Nothing);
+    let opened = "<|tool_call>call:weather{city:<|\"|>";
+    assert_eq!(mend(&mut *call, "", "The capital"), opened);
+    fits_to(&mut *call, "", "The capital");
+    fits_to(&mut *call, "", "<turn|>");
+    fits_to(&mut *call, "<|tool_call>call:", "story");
+    fits_to(&mut *call, &format!("{opened}Paris"), "<turn|>");
+    assert_eq!(mend(&mut *call, &format!("{opened}Paris"), "<turn|><|\"|>"), "<|\"|>}<tool_call|>");
+    fit(&mut *call, &format!("{opened}Paris, or {{Rome}}<|\"|>}}<tool_call|><|tool_response>"));
+    // A thought before it is free, and so is what follows.
+    fit(
+        &mut *call,
+        &format!("<|channel>thought\nI call.\n<channel|>{opened}Paris<|\"|>}}<tool_call|>The capital<turn|>"),
+    );
+    // Canvas by canvas.
+    let ids = ids(&format!("{opened}Paris<|\"|>}}<tool_call|><|tool_response>"));
+    for (at, &token) in ids.iter().enumerate() {
+        assert_eq!(call.fits(&ids[at..]).expect("followed"), ids.len() - at);
+        call.commit(&[token]).expect("it fits");
+    }
+}
+
+#[test]
+fn the_arguments_of_a_call_are_of_the_types_that_its_tool_declares() {
+    let of = |schema: Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
+    for (schema, good, bad) in [
+        (json!({"type": "integer"}), vec!["0", "-12"], vec!["01", "-0", "1.5", "true", "<|\"|>1<|\"|>"]),
+        (json!({"type": "number"}), vec!["0", "-1.50e+3"], vec![".5", "x"]),
+        (json!({"type": "boolean"}), vec!["true", "false"], vec!["True", "null"]),
+        (
+            json!({"type": ["null", "string"]}),
+            vec!["null", "<|\"|><|\"|>", "<|\"|>a\nb<|\"|>"],
+            vec!["1", "a", "\"a\""],
+        ),
+        (json!({"enum": ["x y", 3, null]}), vec!["<|\"|>x y<|\"|>", "3", "null"], vec!["<|\"|>x<|\"|>", "4"]),
+        (
+            json!({"const": {"b": [1, "x"], "A": {}}}),
+            vec!["{A:{},b:[1,<|\"|>x<|\"|>]}"],
+            vec!["{b:[1,<|\"|>x<|\"|>],A:{}}"],
+        ),
+        (
+            json!({"type": "array", "items": {"type": "integer"}}),
+            vec!["[]", "[1]", "[1,2]"],
+            vec!["[1,]", "[true]", "1"],
+        ),
+        (json!({"anyOf": [{"type": "integer"}, {"type": "array"}]}), vec!["1", "[1,{a:[]}]"], vec!["true"]),
+        (json!({}), vec!["1", "{}", "{x:1,y_z:{a:<|\"|>{<|\"|>}}", "[true,null]"], vec!["", "x", "{1:2}"]),
+    ] {
+        let parameters = of(schema);
+        for value in good {
+            assert!(may_be_called(&parameters, &format!("{{a:{value}}}")), "{parameters} {value}");
+        }
+        for value in bad {
+            assert!(!may_be_called(&parameters, &format!("{{a:{value}}}")), "{parameters} {value}");
+        }
+    }
+}
+
+#[test]
+fn the_keys_of_a_call_are_those_that_its_tool_declares_in_alphabetical_order() {
+    let any = json!({});
+    for arguments in ["{}", "{a:1}", "{a:1,b:<|\"|>x<|\"|>}"] {
+        assert!(may_be_called(&any, arguments), "{arguments}");
+    }
+    let integer = json!({"type": "integer"});
+    let parameters = json!({
+        "properties": {"b": integer, "C": integer, "a b": integer, "a": integer, "": integer},
+        "required": ["C", "z"],
+    });
+    for good in ["{C:1,z:2}", "{a:0,C:1,z:<|\"|>x<|\"|>}", "{<|\"|><|\"|>:1,a:2,<|\"|>a b<|\"|>:3,b:4,C:5,z:[]}"] {
+        assert!(may_be_called(&parameters, good), "{good}");
+    }
+    for bad in ["{}", "{C:1}", "{C:1,}", "{,C:1,z:2}", "{C:1,b:2,z:3}", "{C:1,z:2,q:3}", "{C:1,C:1,z:2}", "{C: 1,z:2}"]
+    {
+        assert!(!may_be_called(&parameters, bad), "{bad}");
+    }
+    let tree = json!({
+        "properties": {"tree": {"$ref": "#/$defs/tree"}},
+        "required": ["tree"],
+        "$defs": {"tree": {"properties": {"leaf": integer, "twigs": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}},
+    });
+    assert!(may_be_called(&tree, "{tree:{leaf:1,twigs:[{},{twigs:[{leaf:2}]}]}}"));
+    assert!(!may_be_called(&tree, "{tree:{leaf:1,twigs:[{leaf:{}}]}}"));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! before it, and a result is a message. As long as a call waits for its result the assistant's turn is not over: what it
 //! says after the call belongs to the same message.
 
-use super::super::super::conversation::{Toolbox, arguments, check_kind, content, one};
+use super::super::super::calls::{Toolbox, check_kind};
+use super::super::super::conversation::{arguments, content, one};
 use super::super::super::error::ApiError;
 use super::super::super::open_calls::{CallForm, OpenCalls};
 use super::super::super::wire::chat::{self as wire, Message};

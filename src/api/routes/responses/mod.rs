@@ -67,16 +67,14 @@ pub(crate) async fn responses(
     let reflection = Reflection::new("reasoning.effort", effort, None)?;
     let messages = input::conversation(request.instructions.clone(), request.input.take())?;
     let given = request.tools.take().unwrap_or_default();
-    let choice = match &request.tool_choice {
-        Some(ToolChoice::Mode(mode)) if mode == "none" => "none",
-        _ => "auto",
-    };
+    let choice = request.tool_choice.clone().unwrap_or_else(|| ToolChoice::Mode("auto".to_owned()));
     let tools = input::tools(&given)?.offered(request.tool_choice.take())?;
     let calls = Calls::of(&tools.declared, request.parallel_tool_calls);
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: Map::new() };
     let format = request.text.take().and_then(|text| text.format);
     let asked = form::of_responses(format.as_ref())?;
     let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
+    let asked = form::or_call(asked, tools.demanded);
     let structure = form::blueprint(&state, asked, calls.instead()).await?;
     let delivery = order.delivery;
     let plan = Plan {
