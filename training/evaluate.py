@@ -266,7 +266,8 @@ def kind(s):
     """The line of the table that a question belongs to."""
     if s["task"] == "story" and tales.told(s["messages"][-1][1])[0] == tales.VERY_LONG:
         return "very_long_story"
-    return "dialogue" if len(s.get("earlier", [])) >= 6 else "think" if s["task"].startswith("think_") else s["task"]
+    turns = len(s.get("earlier", []))
+    return "long_dialogue" if turns > 12 else "dialogue" if turns >= 6 else "think" if s["task"].startswith("think_") else s["task"]
 
 
 def questions(a):
