@@ -11,7 +11,7 @@ exact = the reply is one of the taught replies, letter for letter; for stories, 
 consistent from the first word to the last (tales.told), of the length and about what was asked for.
 well formed = every sentence has the pattern of a taught one (words of a kind exchanged); of stories: the grammar makes it; thoughts and calls are closed.
 visible = steps per canvas in which the draft changed (transformers only).
-dialogue = the last question after at least six other turns, whatever it is about (a very long story is counted as that)."""
+dialogue = the last question after six to twelve other turns, whatever it is about (a very long story is counted as that); long_dialogue: after more."""
 import argparse
 import json
 import os
