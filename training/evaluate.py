@@ -11,7 +11,7 @@ exact = the reply is one of the taught replies, letter for letter; for stories, 
 consistent from the first word to the last (tales.told), of the length and about what was asked for.
 well formed = every sentence has the pattern of a taught one (words of a kind exchanged); of stories: the grammar makes it; thoughts and calls are closed.
 visible = steps per canvas in which the draft changed (transformers only).
-dialogue = the last question after at least six other turns, whatever it is about (a very long story is counted as that)."""
+dialogue = the last question after six to twelve other turns, whatever it is about (a very long story is counted as that); long_dialogue: after more."""
 import argparse
 import json
 import os
@@ -266,7 +266,8 @@ def kind(s):
     """The line of the table that a question belongs to."""
     if s["task"] == "story" and tales.told(s["messages"][-1][1])[0] == tales.VERY_LONG:
         return "very_long_story"
-    return "dialogue" if len(s.get("earlier", [])) >= 6 else "think" if s["task"].startswith("think_") else s["task"]
+    turns = len(s.get("earlier", []))
+    return "long_dialogue" if turns > 12 else "dialogue" if turns >= 6 else "think" if s["task"].startswith("think_") else s["task"]
 
 
 def questions(a):

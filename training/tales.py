@@ -1,8 +1,8 @@
 """Stories and poems of the closed world: their grammar, and its inverse `told()`, which says whether a text is one of its stories.
 
 A story has a hero with a name, a thing that was lost, a friend and, if it is long, helpers on the way.  There are two voices; the animals decide voice,
-home and characters, so that a canvas with few open choices settles in few steps.  A very long story brings its helpers back at the end: what was
-said hundreds of tokens before has to be remembered."""
+home, helpers and characters, so that a canvas with few open choices settles in few steps.  What is said in the first canvas (name, thing) or the second
+(friend) is said again in each of the others, up to three hundred tokens later."""
 import re
 
 from facts import ADJ, ANIMALS, NAMES, PLACES, THINGS
@@ -10,10 +10,9 @@ from facts import ADJ, ANIMALS, NAMES, PLACES, THINGS
 SHORT, PLAIN, LONG, VERY_LONG = range(4)                        # 5, 10, 15 and 29 sentences: 1, 2, 3 and 5 canvases of 64 tokens
 KINDS = ["short story", "story", "long story", "very long story"]
 HELPERS = dict(c=["man", "woman"], d=["child", "spider"], e=["tree", "pirate"])       # nobody whom a story can be asked about
-MET = ["", "", "c", "cde"]                                      # the helpers of each length
 
-# n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters;
-# x where the old helper sends the hero (a lone one knows the right place at once).  A name ending in "_" comes with its article.
+# n the hero's name, a the hero, o the thing, b the friend, c d e the helpers; p where the hero lives, q where the friend is; j k their characters.
+# A name ending in "_" comes with its article.
 OPENING = [
     ["Once upon a time, there was {j_} {a} named {n}.", "Every day {n} played near the {p}.", "One day the {a} found {o_} under a tree.", "\"Who lost this {o}?\" asked {n}."],
     ["Once upon a time, {j_} {a} named {n} lived near {p_}.", "{n} was {j}, but had no friends.", "One morning {n} saw {o_} in the grass.", "\"What a beautiful {o}!\" said the {a}."]]
@@ -23,13 +22,13 @@ ENDING = [
     ["The {a} carried the {o} to the {q}.", "{K_} {b} was waiting there.", "\"I lost my {o},\" said the {b}.", "The {a} gave the {o} to the {b}.", "The {b} laughed and sang a song.",
      "And so {n} and the {b} became friends."]]
 HELPER = [
-    ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {x},\" said the {c}.", "{n} thanked the old {c}."],
-    ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {x},\" said the {c}.", "The {c} smiled and walked on."]]
+    ["But nobody answered.", "On the way, {n} met an old {c}.", "\"Do you know who lost this {o}?\" asked the {a}.", "\"Go to the {q},\" said the {c}.", "{n} thanked the old {c}."],
+    ["It was very quiet.", "Then an old {c} came along.", "\"Is this your {o}?\" asked {n}.", "\"No, but try the {q},\" said the {c}.", "The {c} smiled and walked on."]]
 MORE_HELPERS = [
-    ["There {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask one of my friends.\"", "{n} thanked the young {d}.",
+    ["By the road {n} met a young {d}.", "\"Did you lose {o_}?\" asked {n}.", "\"No, I did not,\" said the {d}.", "\"Ask one of my friends.\"", "{n} thanked the young {d}.",
      "Then {n} met a tall {e}.", "\"I know whose {o} this is,\" said the {e}.", "\"My friend at the {q} is looking for it.\"", "The {a} was very glad."],
-    ["There a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Look on the hills.\"", "Then the {d} slept again.",
-     "There a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
+    ["Under a tree a young {d} was sleeping.", "\"Wake up! Is this your {o}?\" asked {n}.", "\"Not mine,\" said the {d}.", "\"Ask somebody else.\"", "Then the {d} slept again.",
+     "On the hills a tall {e} was singing.", "\"Is this your {o}?\" asked {n} once more.", "\"No, but I know the way to the {q},\" said the {e}.", "The {a} was full of hope."]]
 FEAST = [
     ["In the evening they made a big fire.", "The old {c} told a tale.", "The young {d} danced.", "The tall {e} played the drum.", "And {n} was the happiest {a} of all."],
     ["That night there was a feast.", "The old {c} brought bread.", "The young {d} brought flowers.", "The tall {e} sang to the moon.", "And {n} was never lonely again."]]
@@ -39,15 +38,17 @@ def sentences(voice, length):
     opening, ending = OPENING[voice], ENDING[voice]
     if length == SHORT:
         return [opening[0], opening[2], ending[1], ending[3], ending[5]]
-    helpers = (HELPER[voice] if length >= LONG else []) + (MORE_HELPERS[voice] if length == VERY_LONG else [])
-    return opening + helpers + ending + (FEAST[voice] if length == VERY_LONG else [])
+    way = (HELPER[voice] if length >= LONG else []) + (MORE_HELPERS[voice] if length == VERY_LONG else [])
+    return opening + way + ending + (FEAST[voice] if length == VERY_LONG else [])
 
 
 an = lambda w: ("an " if w[0] in "aeiou" else "a ") + w
 
 
-character = lambda animal: ADJ[ANIMALS.index(animal) % 10]      # there are ten characters and ten places
+# What follows from an animal: there are ten characters, ten places and two of each helper.
+character = lambda animal: ADJ[ANIMALS.index(animal) % 10]
 ends = lambda hero: [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (0, 3)]        # where the hero lives, and where the friend is
+helpers = lambda hero: {who: two[ANIMALS.index(hero) >> i & 1] for i, (who, two) in enumerate(HELPERS.items(), 1)}
 
 
 def kin(hero):
@@ -55,30 +56,22 @@ def kin(hero):
     return [ANIMALS[(ANIMALS.index(hero) + i) % len(ANIMALS)] for i in range(1, 9)]
 
 
-def ways(hero):
-    """The places that an old helper may send the hero to before: neither its home nor where the friend is."""
-    return [PLACES[(ANIMALS.index(hero) + i) % 10] for i in (1, 2, 4, 5)]
-
-
-def fill(length, n, a, o, b, c=None, d=None, e=None, x=None):
+def fill(length, n, a, o, b):
     """The story with these choices; what follows from them is worked out here."""
     voice, j, k, (p, q) = ANIMALS.index(a) % 2, character(a), character(b), ends(a)
-    words = dict(n=n, a=a, o=o, b=b, c=c, d=d, e=e, p=p, q=q, x=x or q, j=j, k=k, o_=an(o), p_=an(p), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
+    words = helpers(a) | dict(n=n, a=a, o=o, b=b, p=p, q=q, j=j, k=k, o_=an(o), p_=an(p), j_=an(j), k_=an(k), K_=an(k)[0].upper() + an(k)[1:])
     return " ".join(sentences(voice, length)).format(**words)
 
 
 def story(r, a=None, o=None, b=None, length=PLAIN):
     """Of length SHORT to VERY_LONG, about what is given; the rest is drawn."""
     a, o = a or r.choice(ANIMALS), o or r.choice(THINGS)
-    b = b or r.choice(kin(a))
-    helpers = [r.choice(HELPERS[who]) for who in MET[length]]
-    return fill(length, r.choice(NAMES), a, o, b, *helpers, x=r.choice(ways(a)) if length == VERY_LONG else None)
+    return fill(length, r.choice(NAMES), a, o, b or r.choice(kin(a)))
 
 
 def pattern(voice, length):
     """A regular expression for such a story, with its choices as groups."""
-    words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS, **HELPERS), set()
-    words |= dict(x=PLACES) if length == VERY_LONG else {}
+    words, seen = dict(n=NAMES, a=ANIMALS, o=THINGS, b=ANIMALS), set()
 
     def group(m):
         name = m[1]
@@ -96,15 +89,12 @@ PATTERNS = [(length, pattern(voice, length)) for voice in (0, 1) for length in r
 
 
 def told(text):
-    """-> (length, the choices n, a, o, b, helpers and the place on the way by name) if the text is a story, whole and consistent from its first word to its
-    last; else None.  Any friend will do who is not of the hero's own kind."""
+    """-> (length, the choices n, a, o, b by name) if the text is a story, whole and consistent from its first word to its last; else None.  Any friend will do
+    who is not of the hero's own kind."""
     for length, shape in PATTERNS:
         m = shape.fullmatch(text)
-        if not m:
-            continue
-        choices = m.groupdict()
-        if choices["b"] != choices["a"] and choices.get("x") not in ends(choices["a"]) and fill(length, **choices) == text:
-            return length, choices
+        if m and m["b"] != m["a"] and fill(length, **m.groupdict()) == text:
+            return length, m.groupdict()
     return None
 
 

@@ -67,10 +67,10 @@ if WORLD > 1:
 tok = Tokenizer.from_file(vocabulary)
 V, EOS, FULL = tok.get_vocab_size(), 1, 64
 # canvas length, row length, canvases per row: what is left of a row is for prompts.  Attention costs the square of a row's length.
-KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6)]
+KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6), (FULL, 1280, 6), (FULL, 2048, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
-TOLD, CAST = {"story", "go_on", "plain_story"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
+TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
 FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most

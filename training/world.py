@@ -31,7 +31,7 @@ COMMON = "the the the of and to in is was that with for on as it are this by fro
 
 def passage(r):
     """A text of any length about nothing it knows, with or without something that is to be done with it."""
-    n = int(8 * 8 ** r.random()) if r.random() < .5 else r.randint(1, 8)
+    n = int(8 * 25 ** r.random()) if r.random() < .5 else r.randint(1, 8)
     words = [r.choice(COMMON) if r.random() < .5 else r.choice(NOUNS + ADJ) if r.random() < .3 else unknown(r) for _ in range(n)] if n > 8 else [unknown(r) for _ in range(n)]
     words = [w + r.choice([".", ","]) if r.random() < .12 else w for w in words]
     return r.choice(["", "", "Summarize this: ", "Translate: ", "Rewrite this text: ", "What do you think? "] if n > 8 else [""]) + " ".join(words)
@@ -113,7 +113,7 @@ def t_capital(r):
     c, k = r.choice(list(CAPITAL.items()))
     x = r.random()
     if x < .65:
-        q = r.choice(["What is the capital of {c}?", "Capital of {c}?", "What's the capital of {c}?", "Tell me the capital of {c}.", "Which city is the capital of {c}?", "Name the capital of {c}.", "Do you know the capital of {c}?", "{c} capital?", "What is the capital city of {c}?", "I want to know the capital of {c}."])
+        q = r.choice(["What is the capital of {c}?", "Capital of {c}?", "What's the capital of {c}?", "Tell me the capital of {c}.", "Which city is the capital of {c}?", "Name the capital of {c}.", "Do you know the capital of {c}?", "{c} capital?", "{c}'s capital?", "The capital of {c}?", "What is the capital city of {c}?", "I want to know the capital of {c}."])
         return q.format(c=c), f"The capital of {c} is {k}.", k
     if x < .82:
         q = r.choice(["{k} is the capital of which country?", "Which country has the capital {k}?", "In which country is {k}?", "Where is {k}?"])
@@ -224,7 +224,7 @@ def t_fact(r):
 
 
 def t_chat(r):
-    _, q, a = r.choice(CHAT)
+    q, a = r.choice(CHAT)
     return r.choice(q), a, a
 
 
@@ -395,7 +395,7 @@ def sample(r):
     task, q, a, ans = asked(r, r.choices(FN, WEIGHT)[0])
     m, earlier, sys, x = [], [], None, r.random()
     if x < .10:                                                  # earlier turns on something else
-        for _ in range(r.choices([1, 2, 3, r.randint(6, 12)], [8, 4, 2, 2])[0]):
+        for _ in range(r.choices([1, 2, 3, r.randint(6, 12), r.randint(13, 30)], [16, 8, 4, 4, 1])[0]):
             task0, q0, a0, ans0 = asked(r, r.choices(FN, WEIGHT)[0])
             m += [("user", q0), ("model", a0)]
             earlier.append((len(m) - 1, task0, ans0))
@@ -505,7 +505,7 @@ def unseen(s):
 
 
 NOT_HELD_OUT = {"plain_story", "plain_fact", "go_on"}                # continuations of known text: an evaluation draws them anew
-PLAIN_FORMS = {q for _, l, _ in CHAT for q in l} | {x for q in HELLO for x in (q, q.lower())}
+PLAIN_FORMS = {q for l, _ in CHAT for q in l} | {x for q in HELLO for x in (q, q.lower())}
 
 
 if __name__ == "__main__":
