@@ -47,8 +47,16 @@ fn demo() -> Checkpoint {
     open(&Source::Demo).expect("the demo")
 }
 
-/// The one checkpoint on whose random weights two experts are so nearly alike that the rounding tips choices between them.
-const TIPS: &str = "moe";
+/// How many of a checkpoint's rows may be off because the rounding tips the choice between two experts that are almost alike
+/// for them. On the random weights of `moe` that happens where other rows see it. On the demo's it happens once in 968
+/// choices, in the last layer: the second and the third expert's scores are 0.0023 apart there.
+fn tips(name: &str, rows: usize) -> usize {
+    match name {
+        "moe" => rows,
+        "demo" => 1,
+        _ => 0,
+    }
+}
 
 #[test]
 fn keys_and_values_in_bf16_stay_close() {
@@ -63,11 +71,10 @@ fn keys_and_values_in_bf16_stay_close() {
         println!("{name}: median {median:.5}, worst {worst:.5}");
         assert!(worst > 0.0, "nothing was rounded");
         // 8 significant bits are off by 2^-9 at most, and attention averages over them: well under a thousandth of a row's
-        // size. Where that tips a choice between two experts that are almost alike, the row and those that see it are off
-        // by what the experts differ in.
-        let tipped = worst > 0.01;
-        assert!(!tipped || name == TIPS, "{name}: choices tipped: {apart:?}");
-        let bound = if tipped { 0.1 } else { 0.002 };
+        // size. A row whose choice of experts tips, and those that see it, are off by what the experts differ in.
+        let tipped = apart.iter().filter(|&&distance| distance > 0.01).count();
+        assert!(tipped <= tips(&name, apart.len()), "{name}: choices tipped: {apart:?}");
+        let bound = if tipped > 1 { 0.1 } else { 0.002 };
         assert!(median < bound, "{name}: {apart:?}");
     }
 }
