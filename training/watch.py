@@ -17,7 +17,7 @@ import evaluate
 import world
 
 AHEAD = [200, 400, 800, 1600, 3200, 6400]              # tokens of conversation before the question, about
-TOKENS_PER_LETTER, TOKENS_PER_TURN = 1 / 4.6, 8
+TOKENS_PER_LETTER, TOKENS_PER_TURN = 1 / 2.8, 8
 CHECKED = [world.t_capital, world.t_word, world.t_fact, world.t_world, world.t_unit, world.t_json, world.t_copy, world.t_sort]
 
 
