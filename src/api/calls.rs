@@ -51,8 +51,6 @@ pub(crate) struct Toolbox {
     pub callable: CallableTools,
     /// The tools of which one must be called, where the request demands it.
     pub demanded: Option<Vec<CalledTool>>,
-    /// All of them.
-    tools: Vec<CalledTool>,
 }
 
 impl Toolbox {
@@ -86,14 +84,13 @@ impl Toolbox {
             })?;
         }
         let mut declared = Map::new();
-        declared.insert("name".into(), name.clone().into());
+        declared.insert("name".into(), name.into());
         if let Some(description) = wire.description {
             declared.insert("description".into(), description.into());
         }
-        if let Some(parameters) = wire.parameters.clone() {
+        if let Some(parameters) = wire.parameters {
             declared.insert("parameters".into(), parameters.into());
         }
-        self.tools.push(CalledTool { name, parameters: wire.parameters });
         self.declared.push(json!({"type": "function", "function": declared}));
         Ok(())
     }
@@ -105,17 +102,28 @@ impl Toolbox {
             Some(ToolChoice::Mode(mode)) => match mode.as_str() {
                 "auto" => {}
                 "none" => return Ok(Toolbox::default()),
-                "required" if self.tools.is_empty() => {
+                "required" if self.declared.is_empty() => {
                     let message =
                         "'tool_choice' demands a call, but there are no 'tools'; send those that may be called.";
                     return Err(ApiError::invalid("tool_choice", message));
                 }
-                "required" => self.demanded = Some(self.tools.clone()),
+                "required" => self.demanded = Some(self.tools().collect()),
                 _ => return Err(unknown_choice("tool_choice")),
             },
             Some(ToolChoice::Named(tool)) => self.demanded = Some(vec![self.named(tool)?]),
         }
         Ok(self)
+    }
+
+    /// What was declared, as what can be called.
+    fn tools(&self) -> impl Iterator<Item = CalledTool> {
+        self.declared.iter().map(|tool| {
+            let function = &tool["function"];
+            CalledTool {
+                name: function["name"].as_str().unwrap_or_default().to_owned(),
+                parameters: function["parameters"].clone(),
+            }
+        })
     }
 
     /// The tool that a choice names.
@@ -135,7 +143,7 @@ impl Toolbox {
             Some(_) => return Err(unknown_choice("tool_choice.type")),
         }
         let name = name.ok_or_else(|| ApiError::missing(path))?;
-        self.tools.iter().find(|tool| tool.name == name).cloned().ok_or_else(|| {
+        self.tools().find(|tool| tool.name == name).ok_or_else(|| {
             ApiError::invalid(path, format!("'{path}' is {}, which is not among the 'tools'.", json!(name)))
         })
     }

@@ -5,7 +5,7 @@
 //! order. What a schema demands beyond types, values and required keys (patterns, bounds) is not part of the language, and
 //! keys that it does not name are not either.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 pub struct CalledTool {
     /// Its name.
     pub name: String,
-    /// The schema of its arguments, an object; none allows any.
-    pub parameters: Option<Map<String, Value>>,
+    /// The schema of its arguments; null allows any.
+    pub parameters: Value,
 }
 
 /// The grammar of one call among these tools: what stands behind the token that opens a call, with the token that closes
@@ -25,10 +25,17 @@ pub(super) fn grammar(tools: &[CalledTool], quote: u32, close: u32) -> String {
     let mut calls = Vec::new();
     let mut rules = String::new();
     for (index, tool) in tools.iter().enumerate() {
-        let root = Value::Object(tool.parameters.clone().unwrap_or_default());
-        let mut writer =
-            Writer { root: &root, quote, prefix: format!("t{index}"), rules: &mut rules, seen: HashMap::new() };
+        let prefix = format!("t{index}");
+        let mut writer = Writer {
+            root: &tool.parameters,
+            quote,
+            prefix,
+            rules: &mut rules,
+            seen: HashMap::new(),
+            pending: Vec::new(),
+        };
         let arguments = writer.arguments();
+        writer.settle();
         calls.push(format!("{} {arguments}", text(&format!("call:{}", tool.name))));
     }
     format!(
@@ -62,6 +69,8 @@ struct Writer<'a> {
     rules: &'a mut String,
     /// The rules of what references point to, by reference: they may lead in circles.
     seen: HashMap<&'a str, String>,
+    /// Those of them that are not written yet. Followed one after the other, a long chain of references costs no stack.
+    pending: Vec<(String, &'a Value)>,
 }
 
 /// Any value of the notation.
@@ -140,19 +149,32 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// What a reference into the schema points to.
-    fn reference(&mut self, reference: &'a str) -> String {
+    /// What a reference into the schema points to; any value where it leads nowhere but back to itself.
+    fn reference(&mut self, mut reference: &'a str) -> String {
+        let mut followed = HashSet::new();
+        let schema = loop {
+            let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
+            let Some(schema) = target.filter(|_| followed.insert(reference)) else { return ANY.to_owned() };
+            match schema.get("$ref").and_then(Value::as_str) {
+                Some(further) => reference = further,
+                None => break schema,
+            }
+        };
         if let Some(rule) = self.seen.get(reference) {
             return rule.clone();
         }
-        let Some(schema) = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer)) else {
-            return ANY.to_owned();
-        };
         let rule = format!("{}r{}", self.prefix, self.seen.len());
         self.seen.insert(reference, rule.clone());
-        let meaning = self.schema(schema);
-        self.rule(&rule, &[meaning]);
+        self.pending.push((rule.clone(), schema));
         rule
+    }
+
+    /// Writes what references point to.
+    fn settle(&mut self) {
+        while let Some((rule, schema)) = self.pending.pop() {
+            let meaning = self.schema(schema);
+            self.rule(&rule, &[meaning]);
+        }
     }
 
     /// A value that can only be this one.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::calling::{self, CalledTool};
 use super::chat::Opening;
+use super::depth;
 use super::error::PromptError;
 use super::lexicon::{Lexicon, Mark};
 use crate::scheduler::{Structure, StructureError};
@@ -88,6 +89,16 @@ impl Grammars {
         form: Form,
         instead: Instead,
     ) -> Result<Blueprint, PromptError> {
+        let deepest = match &form {
+            Form::Json => 0,
+            Form::Schema(schema) => depth::levels(schema),
+            Form::Call(tools) => tools.iter().map(|tool| depth::levels(&tool.parameters)).max().unwrap_or(0),
+        };
+        if deepest > depth::MOST {
+            let message =
+                format!("its references lead through {deepest} levels, at most {} can be followed", depth::MOST);
+            return Err(PromptError::Structure(message));
+        }
         let (grammar, subject) = match form {
             Form::Json => (of_schema(json!({"type": "object"}))?, Subject::Content(instead)),
             Form::Schema(schema) => (of_schema(schema)?, Subject::Content(instead)),
@@ -97,15 +108,27 @@ impl Grammars {
                 (TopLevelGrammar::from_lark(grammar), Subject::Call(marker(Mark::CallOpen)?))
             }
         };
-        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            Some(error) => Err(PromptError::Structure(error)),
-            None => {
-                // A language that holds no text at all is an error of the schema, not of the answers.
-                matcher.compute_mask_or_eos().map_err(unusable)?;
-                Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), subject })
+        Ok(Blueprint { matcher: self.compiled(grammar)?, lexicon: Arc::clone(lexicon), subject })
+    }
+
+    /// Compiling recurses as deep as the schema leads, which is more than an ordinary thread's stack holds.
+    fn compiled(&self, grammar: TopLevelGrammar) -> Result<Matcher, PromptError> {
+        let compile = || {
+            let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+            match matcher.get_error() {
+                Some(error) => Err(PromptError::Structure(error)),
+                None => {
+                    // A language that holds no text at all is an error of the schema, not of the answers.
+                    matcher.compute_mask_or_eos().map_err(unusable)?;
+                    Ok(matcher)
+                }
             }
-        }
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(depth::STACK).spawn_scoped(scope, compile);
+            let thread = thread.map_err(|error| unusable(format!("no thread can be started for it: {error}")))?;
+            thread.join().unwrap_or_else(|_| Err(unusable("it cannot be compiled")))
+        })
     }
 }
 

@@ -96,8 +96,7 @@ fn a_call_may_take_the_contents_place_where_tools_are_offered() {
 }
 
 fn weather(parameters: Value) -> Form {
-    let Value::Object(parameters) = parameters else { panic!("an object") };
-    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters: Some(parameters) }])
+    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters }])
 }
 
 /// Whether a call with these arguments is one that the tool's parameters allow; there are no spaces in it.
@@ -193,6 +192,32 @@ fn the_keys_of_a_call_are_those_that_its_tool_declares_in_alphabetical_order() {
     });
     assert!(may_be_called(&tree, "{tree:{leaf:1,twigs:[{},{twigs:[{leaf:2}]}]}}"));
     assert!(!may_be_called(&tree, "{tree:{leaf:1,twigs:[{leaf:{}}]}}"));
+}
+
+#[test]
+fn references_may_be_a_long_chain_or_a_circle() {
+    let chain = |links: usize| {
+        let mut definitions = serde_json::Map::new();
+        for link in 0..links {
+            definitions.insert(format!("d{link}"), json!({"$ref": format!("#/$defs/d{}", link + 1)}));
+        }
+        definitions.insert(format!("d{links}"), json!({"type": "integer"}));
+        json!({"properties": {"a": {"$ref": "#/$defs/d0"}}, "required": ["a"], "$defs": definitions})
+    };
+    let understood = |form| plain().blueprint(form, Instead::Nothing).map(drop);
+    // As long as is let through: what is done with it must not run out of stack. Longer ones are refused.
+    for form in [weather(chain(2_400)), Form::Schema(chain(2_400))] {
+        if let Err(error) = understood(form) {
+            assert!(!error.to_string().contains("levels"), "{error}");
+        }
+    }
+    for form in [weather(chain(30_000)), Form::Schema(chain(30_000))] {
+        assert!(understood(form).expect_err("too long").to_string().contains("levels"));
+    }
+    let circle = json!({
+        "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "$defs": {"a": {"$ref": "#/$defs/a"}},
+    });
+    assert!(may_be_called(&circle, "{a:{b:1}}"));
 }
 
 #[test]
