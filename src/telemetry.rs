@@ -10,7 +10,8 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::config::LogFormat;
 
 /// Crates of the program that log, by which an event's target begins.
-const SOURCES: [&str; 7] = ["canvasd", "axum", "rustls", "tokenizers", "tower", "tower_http", "ureq"];
+const SOURCES: [&str; 9] =
+    ["canvasd", "axum", "axum_core", "rustls", "tokenizers", "tower", "tower_http", "ureq", "ureq_proto"];
 
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +46,12 @@ pub fn start(directives: &str, format: LogFormat) -> Result<(), LogError> {
     started.map_err(|error| LogError::Twice(error.to_string()))
 }
 
-/// Which events pass. The parser takes any word that is no level for a target, so a level misspelt would silence the log.
+/// Which events pass. The parser takes any word that is no level for a target, so a level misspelt would silence the log,
+/// and a target misspelt would show nothing.
 fn filter(directives: &str) -> Result<EnvFilter, LogError> {
     let wrong = |why: String| LogError::Directives { directives: directives.into(), why };
     let parts = || directives.split(',').map(str::trim).filter(|part| !part.is_empty());
-    if let Some(word) = parts().find(|part| !part.contains('=') && !is_level(part) && !is_source(part)) {
+    if let Some(word) = parts().find(|part| !is_level(part) && !is_source(part)) {
         return Err(wrong(format!("{word:?} is neither a level nor a part of the program that logs")));
     }
     // The parser itself takes white space for a part of the word.
@@ -60,9 +62,9 @@ fn is_level(word: &str) -> bool {
     word.parse::<LevelFilter>().is_ok()
 }
 
-/// Whether events of that target can come; a span may be named behind it.
+/// Whether events of that target can come; a span and a level may stand behind it.
 fn is_source(word: &str) -> bool {
-    let target = word.split('[').next().unwrap_or(word);
+    let target = word.split(['[', '=']).next().unwrap_or(word);
     let source = target.split("::").next().unwrap_or(target);
     (target.is_empty() && word.contains('[')) || SOURCES.contains(&source)
 }
@@ -83,7 +85,7 @@ mod tests {
             "info,canvasd::scheduler=debug",
             " info , canvasd=debug ,",
             "warn,tower_http",
-            "error,other=trace",
+            "error,ureq_proto=trace",
             "[span]",
             "canvasd[span{field=1}]=debug",
         ] {
@@ -94,9 +96,17 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused_with_what_to_write() {
-        for directives in
-            ["warning", "inof", "info,debgu", "inof,canvasd=debug", "canvas", "inof[span]", "canvasd=loud"]
-        {
+        for directives in [
+            "warning",
+            "inof",
+            "info,debgu",
+            "inof,canvasd=debug",
+            "canvas",
+            "canvas=debug",
+            "info,cnavasd::scheduler=debug",
+            "inof[span]",
+            "canvasd=loud",
+        ] {
             let error = filter(directives).unwrap_err().to_string();
             assert!(error.contains(&format!("{directives:?}")) && error.contains("info, debug"), "{error}");
         }
