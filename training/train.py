@@ -38,6 +38,7 @@ A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
 A("--minutes", type=float, default=260, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
+A("--again", type=float, default=0, help="canvases of a second run that goes on where the first, of --canvases, ends: its learning rate is as high at first and falls once more")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
 A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
@@ -319,7 +320,8 @@ t0 = saved = time.time()
 hist, per_task, busy = [], {}, time.process_time()
 while True:
     wall = before + time.time() - t0
-    prog = seen / a.canvases if a.canvases else wall / (a.minutes * 60)
+    second = a.again and seen >= a.canvases
+    prog = (seen - a.canvases) / a.again if second else seen / a.canvases if a.canvases else wall / (a.minutes * 60)
     stop = prog >= 1 or time.time() - t0 > a.part * 60 or bool(asked)
     full = prog > a.full                                         # before the choice: no process may wait for a length nobody makes any more
     plan = torch.tensor([prog, stop, 0 if RANK or stop else packer.ready()], dtype=torch.float64)
