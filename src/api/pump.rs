@@ -300,7 +300,7 @@ impl Voice {
         match event {
             Some(Event::Committed(committed)) => {
                 if let Some(drafting) = &mut self.drafting {
-                    self.ready.push_back(Beat::Progress(drafting.committed(committed.steps, committed.tokens.len())));
+                    self.ready.push_back(Beat::Progress(drafting.committed(&committed)));
                 }
                 let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
                 self.untold.extend(committed.tokens);

@@ -218,7 +218,7 @@ impl Core {
                 self.last_admission = Some(now);
             }
         }
-        self.lane(id).draft(Phase::Encode, None, 0, now);
+        self.lane(id).draft(Phase::Encode, now);
     }
 
     /// Whether another choice of the same job is on the way through the prompt that this one begins with.

@@ -131,7 +131,7 @@ impl Core {
                 self.cancellations = usize::MAX;
             }
             let lane = Lane::new(common.clone(), choice, number, tag, (outlet, place));
-            lane.draft(Phase::Queued, None, 0, submitted);
+            lane.draft(Phase::Queued, submitted);
             let id = self.insert(lane);
             members.push(id);
             self.waiting.insert(tag, id);

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::core::{Core, Entry};
-use super::job::{FinishReason, Finished, JobError, Phase};
+use super::job::{FinishReason, Finished, JobError, LastStep, Phase};
 use super::kv::Pages;
 use super::lane::{Lane, LaneId, Next, StepError};
 use super::metrics::{CanvasFigures, End, Outcome};
 use super::settings::need;
-use crate::diffusion::Progress;
+use crate::diffusion::{Progress, StepOutcome};
 use crate::pass::{EngineError, Output, SegmentError};
 
 /// A prompt gets a resume point at least every so many tokens.
@@ -109,11 +109,13 @@ impl Core {
                 return Ok(());
             }
         };
-        let drafted = lane.draft(Phase::Denoise, Some(&outcome), batch, now);
+        let StepOutcome { settled, changed, mean_entropy, progress } = outcome;
+        lane.last_step = LastStep { settled, changed, mean_entropy, batch };
+        let drafted = lane.draft(Phase::Denoise, now);
         if drafted {
             self.first_draft(id);
         }
-        if outcome.progress.is_done() {
+        if progress.is_done() {
             self.commit(id, false);
         }
         Ok(())
@@ -129,12 +131,11 @@ impl Core {
 
     /// Makes a choice's canvas final as it is; `forced` by the deadline, after which none follows.
     pub(super) fn commit(&mut self, id: LaneId, forced: bool) {
-        let (now, batch) = (self.now, self.figures.canvases);
+        let now = self.now;
         let lane = self.lane_mut(id);
         if let Err(error) = lane.settle() {
             return self.fail(id, error.into());
         }
-        lane.draft(Phase::Commit, None, batch, now);
         let (steps, began, positions) = (lane.canvas.step(), lane.began, lane.canvas.argmax().len());
         let end = match lane.canvas.progress() {
             Progress::Converged => End::Converged,

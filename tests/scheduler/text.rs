@@ -110,10 +110,11 @@ fn drafts_follow_the_canvas() {
     let mut world = World::new(settings());
     let mut wanted = job(&prompt(20, 2), 16, 3);
     wanted.drafts = Drafts::Every(1);
-    let ticket = world.submit(wanted).expect("taken");
+    let mut ticket = world.submit(wanted).expect("taken");
     let mut drafts = ticket.choices[0].drafts();
     let mut phases = Vec::new();
     let mut steps = Vec::new();
+    let mut last = [None, None];
     loop {
         let draft = drafts.borrow_and_update().clone().expect("there is always one");
         if phases.last() != Some(&draft.phase) {
@@ -122,14 +123,19 @@ fn drafts_follow_the_canvas() {
         if draft.phase == Phase::Denoise {
             assert_eq!(draft.tokens.len(), 8);
             steps.push((draft.canvas, draft.step));
+            last[draft.canvas] = Some((draft.step, draft.last_step, draft.elapsed));
         }
         if !world.pass() {
             break;
         }
     }
-    assert_eq!(phases[..2], [Phase::Queued, Phase::Encode]);
-    assert_eq!(phases.last(), Some(&Phase::Commit));
+    assert_eq!(phases, [Phase::Queued, Phase::Encode, Phase::Denoise]);
     assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
+    // A commit has the numbers of the draft that it makes final.
+    let story = &stories(&mut ticket)[0];
+    let committed = story.canvases.iter().map(|canvas| Some((canvas.steps, canvas.last_step, canvas.elapsed)));
+    assert_eq!(committed.collect::<Vec<_>>(), last);
+    assert!(story.canvases.iter().all(|canvas| canvas.last_step.settled == 8 && canvas.last_step.batch == 1));
 }
 
 #[test]
