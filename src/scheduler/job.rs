@@ -264,8 +264,9 @@ pub enum Refusal {
 /// Why a running choice ended without completing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum JobError {
-    /// The deadline passed before any step was completed.
-    #[error("the deadline passed before the first denoising step was complete")]
+    /// The deadline passed while there was no draft of the first canvas: no step of it was complete, or those that were
+    /// had been thrown away when the choice was set back.
+    #[error("the deadline passed before there was a draft to commit")]
     DeadlineExceeded,
     /// The model failed on this request.
     #[error("the model failed: {0}")]

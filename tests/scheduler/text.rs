@@ -207,6 +207,28 @@ fn a_deadline_in_the_queue_is_an_error_in_time() {
     assert!(world.now - world.start <= Duration::from_millis(220));
 }
 
+/// Between two canvases nothing needs to be forced.
+#[test]
+fn a_deadline_between_two_canvases_forces_nothing() {
+    let whole = alone(job(&prompt(5, 2), 40, 3))[0].clone();
+    let mut ended_between = 0;
+    for timeout in (20..300).step_by(5) {
+        let mut world = World::new(settings());
+        let mut wanted = job(&prompt(5, 2), 40, 3);
+        wanted.timeout = Some(Duration::from_millis(timeout));
+        let mut ticket = world.submit(wanted).expect("taken");
+        world.finish();
+        let story = &stories(&mut ticket)[0];
+        let usage = story.usage();
+        assert_eq!(story.finished().reason, FinishReason::Length);
+        if usage.forced_commits == 0 && usage.completion_tokens < 40 {
+            ended_between += 1;
+            assert_eq!(story.tokens(), whole.tokens()[..usage.completion_tokens]);
+        }
+    }
+    assert!(ended_between > 0, "no deadline fell between two canvases");
+}
+
 /// A fault in one segment ends one choice, and the others' texts are what they would have been.
 #[test]
 fn a_failing_segment_fails_its_request_only() {
