@@ -167,8 +167,9 @@ impl Core {
             return Fit::Short;
         }
         let Some(slot) = self.slots.pop() else { return Fit::Short };
+        let now = self.now;
         let lane = self.lane_mut(id);
-        let first = lane.begin();
+        let first = lane.begin(now);
         let settled = holding.view.len == lane.ids.len();
         lane.stay = Some(Stay {
             slot,

@@ -205,10 +205,11 @@ impl Lane {
     }
 
     /// Leaves the queue when the choice is admitted for the first time, and begins its canvas; whether it was that.
-    pub(super) fn begin(&mut self) -> bool {
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
         let first = self.place.take().is_some();
         if first {
             self.renew_canvas();
+            self.began = now;
         }
         first
     }

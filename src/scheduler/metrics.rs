@@ -220,7 +220,11 @@ impl Metrics {
         r.register("canvasd_pass_canvases", "Canvases denoised per pass", self.canvases_per_pass.clone());
         r.register("canvasd_canvases", "Committed canvases by what ended them", self.canvases.clone());
         r.register("canvasd_canvas_steps", "Denoising steps per canvas", self.steps.clone());
-        r.register("canvasd_canvas_duration_seconds", "Time to commit a canvas", self.canvas_seconds.clone());
+        r.register(
+            "canvasd_canvas_duration_seconds",
+            "Time from admission, or the commit before, to the commit of a canvas",
+            self.canvas_seconds.clone(),
+        );
         r.register("canvasd_time_to_first_text_seconds", "Submission to first committed text", self.first_text.clone());
         r.register("canvasd_time_to_first_draft_seconds", "Submission to first draft", self.first_draft.clone());
         r.register("canvasd_completion_tokens", "Tokens committed", self.tokens.clone());

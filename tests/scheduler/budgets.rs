@@ -139,6 +139,10 @@ fn set_backs(world: &World) -> u64 {
 }
 
 fn metric(world: &World, name: &str) -> u64 {
+    figure(world, name) as u64
+}
+
+fn figure(world: &World, name: &str) -> f64 {
     let text = world.core.metrics();
     let line = text.lines().find(|line| line.starts_with(name)).expect("the metric is there");
     line.split_whitespace().last().and_then(|value| value.parse().ok()).expect("a number")
@@ -334,6 +338,20 @@ fn metrics_tell_what_happened() {
     let text = world.core.metrics();
     assert!(text.contains("vllm:cache_config_info{block_size=\"4\",num_gpu_blocks="), "{text}");
     assert!(text.contains("vllm:kv_cache_usage_perc 0"), "{text}");
+}
+
+/// What a canvas takes does not tell of the queue, which has a figure of its own.
+#[test]
+fn a_canvas_begins_with_the_admission() {
+    let mut world = World::new(one_slot());
+    let mut tickets: Vec<Ticket> = (0..2).map(|i| world.submit(job(&prompt(5, i), 8, 1)).expect("taken")).collect();
+    world.finish();
+    for ticket in &mut tickets {
+        stories(ticket)[0].finished();
+    }
+    assert_eq!(metric(&world, "canvasd_canvas_duration_seconds_count"), 2);
+    let (sum, took) = (figure(&world, "canvasd_canvas_duration_seconds_sum"), (world.now - world.start).as_secs_f64());
+    assert!((sum - took).abs() < 1e-9, "{sum} s for two canvases one after the other in {took} s");
 }
 
 /// Whoever leaves while nothing else runs is not counted as running for ever.
