@@ -32,7 +32,7 @@ macro_rules! label {
 }
 
 label! {
-    /// How a request ended, all its choices together.
+    /// How a job ended, all its choices together.
     Outcome {
         Finished = "finished",
         Cancelled = "cancelled",
@@ -43,6 +43,18 @@ label! {
         QueueFull = "queue_full",
         Refused = "refused",
         Unavailable = "unavailable",
+    }
+}
+
+impl Outcome {
+    /// The outcome of a job of which one more choice has ended. Where one breaks off, the request's reader lets go of the
+    /// others: that they are cancelled is no outcome of its own.
+    pub(super) fn and(self, choice: Outcome) -> Outcome {
+        match choice {
+            Outcome::Finished => self,
+            Outcome::Cancelled if self != Outcome::Finished => self,
+            choice => choice,
+        }
     }
 }
 
@@ -209,7 +221,7 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry, rows: Family<ByMode, Counter>, budget: &Budget) {
         let r = registry;
-        r.register("canvasd_requests", "Requests by outcome", self.requests.clone());
+        r.register("canvasd_requests", "Requests by outcome, each prompt as one", self.requests.clone());
         r.register("canvasd_queue_wait_seconds", "Time from submission to admission", self.queue_wait.clone());
         r.register("canvasd_requests_waiting", "Requests waiting for admission", self.waiting.clone());
         r.register("canvasd_choices_waiting", "Choices not yet admitted, of any request", self.choices_waiting.clone());

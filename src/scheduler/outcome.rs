@@ -180,7 +180,7 @@ impl Core {
         let usage = lane.usage;
         self.front.metrics().choice(usage.completion_tokens, usage.steps);
         lane.outlet.finish(Finished { reason, usage });
-        self.close_family(&lane, id, None);
+        self.close_family(&lane, id, Outcome::Finished);
     }
 
     /// Ends a choice with an error.
@@ -194,7 +194,7 @@ impl Core {
         };
         self.log_failure(&lane, &error);
         lane.outlet.fail(error);
-        self.close_family(&lane, id, Some(outcome));
+        self.close_family(&lane, id, outcome);
     }
 
     /// The model's failures are for whoever operates it, once for each job: its choices fail together, for one reason.
@@ -214,7 +214,7 @@ impl Core {
         let Some(mut lane) = self.take_out(id) else { return };
         self.front.metrics().cancelled();
         lane.outlet.abandon();
-        self.close_family(&lane, id, Some(Outcome::Cancelled));
+        self.close_family(&lane, id, Outcome::Cancelled);
     }
 
     /// Takes a choice out of every list and its pages and slot from it.
@@ -230,10 +230,10 @@ impl Core {
     }
 
     /// Notes that a choice of a job is gone, and the end of the job with its last one.
-    fn close_family(&mut self, lane: &Lane, id: LaneId, outcome: Option<Outcome>) {
+    fn close_family(&mut self, lane: &Lane, id: LaneId, outcome: Outcome) {
         let Some(family) = self.families.get_mut(&lane.family) else { return };
         family.members.retain(|&member| member != id);
-        family.outcome = outcome.unwrap_or(family.outcome);
+        family.outcome = family.outcome.and(outcome);
         if family.members.is_empty() {
             if family.cached.is_none() {
                 self.front.left_queue(None);
