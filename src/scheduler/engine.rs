@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::core::Core;
 use super::front::{Front, State, Ticket};
 use super::job::{Job, JobError, Refusal};
-use super::settings::{Settings, StartError};
+use super::settings::{Settings, SlotBound, StartError};
 use crate::pass::{Denoiser, EngineError, Limits};
 
 /// A running engine. Dropping it stops it: running requests are told, and the thread is waited for.
@@ -50,8 +50,7 @@ impl Engine {
     pub fn start(mut denoiser: Box<dyn Denoiser>, settings: Settings) -> Result<Engine, StartError> {
         let (core, capacity) = Core::new(denoiser.limits(), &settings, Instant::now())?;
         if capacity.slots < settings.max_running {
-            let (slots, wanted) = (capacity.slots, settings.max_running);
-            tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}");
+            warn_of_slots(core.front().slot_bound(), capacity.slots, settings.max_running);
         }
         let front = core.front();
         let (held, whole) = (front.limits().context, front.model_context());
@@ -137,6 +136,20 @@ impl Handle {
     /// Metrics as OpenMetrics text (`application/openmetrics-text; version=1.0.0; charset=utf-8`).
     pub fn metrics(&self) -> String {
         self.front.metrics_text()
+    }
+}
+
+/// Says why fewer canvases run at once than the operator wants, and what to do about it.
+fn warn_of_slots(bound: SlotBound, slots: usize, wanted: usize) {
+    match bound {
+        SlotBound::MaxRunning => {}
+        SlotBound::RowsPerPass(rows) => tracing::warn!(
+            "max_rows_per_pass = {rows} has room for {slots} canvases at once, not for max_running = {wanted}: raise the one, \
+             or lower the other"
+        ),
+        SlotBound::WorkingMemory => {
+            tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}")
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::job::{Drafts, Job, Refusal};
 use super::metrics::{Metrics, Outcome};
 use super::reader::{Outlet, Reader, pair};
-use super::settings::{Budget, Settings};
+use super::settings::{Budget, Settings, SlotBound};
 use crate::pass::{CANDIDATES, Draw, Limits};
 
 /// Choices that may wait for each request that the queue has room for: a choice takes memory while it waits. The request
@@ -199,6 +199,11 @@ impl Front {
     /// The model's own context, of which [`Front::limits`] may hold less.
     pub fn model_context(&self) -> usize {
         self.budget.model_context
+    }
+
+    /// Why there are as many slots as there are.
+    pub(super) fn slot_bound(&self) -> SlotBound {
+        self.budget.slot_bound
     }
 
     pub(super) fn bell(&self) -> &Bell {

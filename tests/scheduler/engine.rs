@@ -157,6 +157,22 @@ fn a_context_cut_by_memory_is_told_at_start() {
     assert!(told.len() == 1 && told[0].contains(&expected), "{told:?}");
 }
 
+/// Fewer canvases at once than wanted: whoever set both numbers is told which of them to change.
+#[test]
+fn fewer_slots_are_told_with_their_reason() {
+    let told = |settings: Settings| {
+        let caught = catch();
+        drop(Engine::start(Box::new(Scripted::new(limits())), settings).expect("starts"));
+        caught.with("canvases at once")
+    };
+    assert_eq!(told(Settings { max_rows_per_pass: Some(1000), ..settings() }), Vec::<String>::new());
+    let rows = told(Settings { max_rows_per_pass: Some(30), ..settings() });
+    let expected = "max_rows_per_pass = 30 has room for 3 canvases at once, not for max_running = 8";
+    assert!(rows.len() == 1 && rows[0].contains(expected) && !rows[0].contains("memory"), "{rows:?}");
+    let memory = told(Settings { working_bytes: Some(100), ..settings() });
+    assert!(memory.len() == 1 && memory[0].contains("working memory") && !memory[0].contains("rows"), "{memory:?}");
+}
+
 #[test]
 fn handles_can_be_shared_between_threads() {
     let engine = start(Scripted::new(limits()));
