@@ -38,7 +38,8 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let drafts = order.delivery.drafts();
     let (text, callable) = (state.text(), Arc::new(plan.callable));
     let rules = Rules { stop: Some(&order.stop), callable: Some(&callable) };
-    let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
+    let mut jobs = Vec::with_capacity(plan.prompts.len());
+    let mut asked = Vec::with_capacity(plan.prompts.len());
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
         let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine(), plan.field)?;
@@ -50,11 +51,12 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             gate: text.gate(prompt.opening, plan.dialect, rules),
             structure: plan.structure.as_ref().map(|blueprint| blueprint.structure(prompt.opening)),
         };
-        let job = Job {
+        asked.push((prompt.opening, max_tokens));
+        jobs.push(Job {
             prompt: prompt.ids.into(),
             resume_points: prompt.resume_points,
             choices: (0..plan.choices).map(choice).collect(),
-            choices_before: voices.len(),
+            choices_before: jobs.len() * plan.choices,
             max_tokens,
             sampler: order.sampler,
             draw: order.draw,
@@ -63,9 +65,11 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             top_k: plan.top_k,
             timeout: Some(order.timeout),
             drafts,
-        };
-        // Should a later one be refused, the tickets so far are dropped, which cancels their jobs.
-        let ticket = state.engine().submit(job).map_err(|refusal| ApiError::refused(&refusal, plan.field))?;
+        });
+    }
+    let tickets = state.engine().submit_all(jobs).map_err(|refusal| ApiError::refused(&refusal, plan.field))?;
+    let mut voices = Vec::with_capacity(tickets.len() * plan.choices);
+    for (ticket, (opening, max_tokens)) in tickets.into_iter().zip(asked) {
         let manner = Manner {
             dialect: plan.dialect,
             calls: plan.calls,
@@ -73,7 +77,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             bounds: Bounds { max_tokens, max_steps: order.sampler.max_steps },
         };
         for reader in ticket.choices {
-            let text = text.reader(prompt.opening, plan.dialect, rules);
+            let text = text.reader(opening, plan.dialect, rules);
             voices.push(Voice::new(voices.len(), reader, text, manner));
         }
     }

@@ -112,7 +112,7 @@ impl Core {
         self.front.clone()
     }
 
-    /// Takes a submitted job into the queue.
+    /// Takes a submitted job into the queue. The jobs of a request come in their order, with no other between them.
     pub fn arrive(&mut self, submission: Submission) {
         let Submission { job, submitted, outlets, places } = submission;
         let before = job.choices_before;

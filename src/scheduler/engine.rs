@@ -101,11 +101,15 @@ impl Drop for Engine {
 }
 
 impl Handle {
-    /// Hands a job in. Never blocks: a job that cannot be taken is refused at once.
+    /// Hands in a request of one job. Never blocks: a job that cannot be taken is refused at once.
     pub fn submit(&self, job: Job) -> Result<Ticket, Refusal> {
-        let (submission, ticket) = self.front.accept(job, Instant::now())?;
-        self.front.send(submission)?;
-        Ok(ticket)
+        let tickets = self.submit_all(vec![job])?;
+        Ok(Ticket { choices: tickets.into_iter().flat_map(|ticket| ticket.choices).collect() })
+    }
+
+    /// Hands in the jobs of one request, in their order: all are taken, or none. Never blocks.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<Ticket>, Refusal> {
+        self.front.submit(jobs, Instant::now())
     }
 
     /// What the model is, with the context cut to what the memory can hold for one request.

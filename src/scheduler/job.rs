@@ -15,8 +15,8 @@ pub struct Job {
     pub resume_points: Vec<usize>,
     /// The choices, in index order; at least one.
     pub choices: Vec<Choice>,
-    /// Choices of the jobs that the same request has submitted before this one: those that follow stand behind the choices
-    /// of later requests as if they were further choices of its first job.
+    /// Choices of the jobs before this one of the same request, with which it is handed in: its own stand behind those of
+    /// later requests as if they were further choices of the first job.
     pub choices_before: usize,
     /// Most tokens committed per choice, at least 1; exact, never rounded up to a canvas.
     pub max_tokens: usize,
