@@ -41,7 +41,7 @@ impl Core {
         if self.deadlines.is_empty() {
             return;
         }
-        let horizon = self.now + self.durations.median();
+        let horizon = self.horizon(self.now);
         while let Some(&(at, id)) = self.deadlines.first().filter(|&&(at, _)| at <= horizon) {
             self.deadlines.remove(&(at, id));
             let lane = self.lane(id);

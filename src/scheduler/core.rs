@@ -217,6 +217,11 @@ impl Core {
         deadline.into_iter().chain(stall).min()
     }
 
+    /// When a pass that begins `now` will most likely have ended.
+    pub(super) fn horizon(&self, now: Instant) -> Instant {
+        now + self.durations.median()
+    }
+
     /// Ends every choice with an error, and refuses new ones.
     pub fn stop(&mut self, error: &JobError, now: Instant) {
         self.now = now;

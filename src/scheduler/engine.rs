@@ -72,7 +72,8 @@ impl Engine {
         self.handle.clone()
     }
 
-    /// Refuses new requests, lets the others finish within `grace`, tells those that have not, and waits for the end.
+    /// Refuses new requests, lets the others finish within `grace`, tells those that have not, and waits for the end. No
+    /// pass is begun that would most likely end later.
     pub async fn drain(mut self, grace: Duration) {
         let until = Instant::now() + grace;
         *self.orders.drained_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -188,7 +189,7 @@ fn pass_loop(denoiser: &mut dyn Denoiser, core: &mut Core, front: &Front, orders
         let now = Instant::now();
         let drained_by = orders.drained_by();
         if orders.stop.load(Ordering::Acquire)
-            || drained_by.is_some_and(|until| now >= until || core.is_idle() && front.bell().is_empty())
+            || drained_by.is_some_and(|until| core.horizon(now) >= until || core.is_idle() && front.bell().is_empty())
         {
             return JobError::ShutDown;
         }

@@ -74,6 +74,18 @@ async fn after_the_grace_the_rest_is_told() {
     assert_eq!(text(&mut ticket, 0).await, Err(JobError::ShutDown));
 }
 
+/// The grace is what whoever stops the process waits for; a pass that would end later is not begun.
+#[tokio::test]
+async fn no_pass_is_begun_that_would_outlast_the_grace() {
+    let engine = start(Scripted::new(limits()).with_steps(12..=12).with_pause(Duration::from_millis(300)));
+    let mut ticket = engine.handle().submit(job(&prompt(5, 1), 200, 1)).expect("taken");
+    let (begun, grace) = (std::time::Instant::now(), Duration::from_millis(800));
+    engine.drain(grace).await;
+    assert!(begun.elapsed() <= grace, "{:?} for a grace of {grace:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(300), "it ended without a pass");
+    assert_eq!(text(&mut ticket, 0).await, Err(JobError::ShutDown));
+}
+
 #[tokio::test]
 async fn dropping_the_engine_tells_everybody() {
     let engine = start(Scripted::new(limits()).with_pause(Duration::from_millis(5)));
