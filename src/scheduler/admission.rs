@@ -153,6 +153,7 @@ impl Core {
     /// Admits a choice if its text and one canvas fit beside what the running ones were admitted with. If nothing runs
     /// it fits, because longer texts are refused beforehand.
     fn try_admit(&mut self, id: LaneId) -> Fit {
+        let Some(&slot) = self.slots.last() else { return Fit::Short };
         let promised = self.promised();
         let beside_others = !self.running.is_empty();
         let waits_for_prompt = self.waits_for_prompt(id);
@@ -166,7 +167,7 @@ impl Core {
             store.give_back(holding);
             return Fit::Short;
         }
-        let Some(slot) = self.slots.pop() else { return Fit::Short };
+        self.slots.pop();
         let now = self.now;
         let lane = self.lane_mut(id);
         let first = lane.begin(now);
