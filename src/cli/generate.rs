@@ -73,7 +73,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
         let house = signals.or(move || wire::open(&config)).await.map_err(|_| CliError::Interrupted)??;
         let answer = begin(&house, &arguments, &prompt, max_tokens, live, signals)?;
         let result = if live { answer.show().await } else { answer.print().await };
-        house.engine.drain(std::time::Duration::ZERO).await;
+        house.leave();
         result
     })
 }

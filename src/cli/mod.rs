@@ -47,7 +47,7 @@ Exit codes:
   2    the command line or the configuration is wrong
   3    the model cannot be loaded
   4    the address cannot be listened on
-  130  interrupted";
+  130  interrupted (for `serve`: by a second signal, which stops it without draining)";
 
 /// Serves text-diffusion language models behind the OpenAI HTTP API.
 ///

@@ -38,6 +38,14 @@ pub struct House {
     pub took: Duration,
 }
 
+impl House {
+    /// Leaves the engine to the end of the process. Dropping it would wait for the running pass, which cannot be
+    /// interrupted and may take many seconds: too long for whoever has just pressed ctrl-C.
+    pub fn leave(self) {
+        std::mem::forget(self.engine);
+    }
+}
+
 /// Loads the configured model and starts its engine.
 pub fn open(config: &Config) -> Result<House, CliError> {
     let begun = Instant::now();
