@@ -282,3 +282,28 @@ fn names_that_are_none() {
     assert!(local.contains("is here already"), "{local}");
     assert!(place.server.seen().is_empty());
 }
+#[test]
+fn what_this_machine_cannot_do_is_told_before_anything_is_fetched() {
+    let place = Place::new(&demo());
+    let say = |arguments: &[&str], path: &str| {
+        let output = place.canvasd(arguments).env("CANVASD_CPU_PATH", path).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let serve = ["serve", "--port", "0", "--model", "own/er"];
+    for (device, feature) in [("cuda", cfg!(feature = "cuda")), ("metal:1", cfg!(feature = "metal"))] {
+        if !feature {
+            let (code, error) = say(&[&serve[..], &["--device", device]].concat(), "");
+            assert!(error.contains("the model own/er cannot be loaded") && error.contains("build with"), "{error}");
+            assert_eq!(code, Some(3), "{error}");
+        }
+    }
+    for path in ["avx2", "avx512", "amx"] {
+        // The model inside the program tells what the processor lacks.
+        if say(&["generate", "--max-tokens", "1", "Hello"], path).0 == Some(3) {
+            let (code, error) = say(&serve, path);
+            assert!(code == Some(3) && error.contains("the device cannot be used"), "{error}");
+        }
+    }
+    assert!(place.server.seen().is_empty());
+}
+

@@ -142,6 +142,12 @@ pub(super) fn load(
     Ok(DiffusionGemma::new(config, backend, parts))
 }
 
+/// Makes what would compute, with a single thread, and lets it go.
+pub(super) fn check(options: &LoadOptions) -> Result<(), LoadError> {
+    let alone = LoadOptions { threads: 1, ..*options };
+    backend(&alone, Tuning::default(), options.keys_and_values(None)).map(drop)
+}
+
 fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backend, LoadError> {
     let device = device(options.device)?;
     let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
