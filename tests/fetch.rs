@@ -201,6 +201,35 @@ fn a_log_gets_plain_lines_and_a_terminal_a_bar() {
     assert!(shown.contains("\ncanvasd: the model cannot be fetched"), "{shown:?}");
 }
 
+#[test]
+fn beside_a_log_a_download_is_an_event_of_the_log() {
+    let answer = |environment: &[(&str, &str)]| {
+        let place = Place::new(&demo());
+        let mut command =
+            place.canvasd(&["generate", "--model", "own/er", "--max-tokens", "3", "--seed", "1", "Hello"]);
+        let output = command.envs(environment.iter().copied()).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let json = answer(&[("CANVASD_LOG", "info"), ("CANVASD_LOG_FORMAT", "json")]);
+    let events = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    let told: Vec<_> = events.filter(|event| event["model"] == "own/er").collect();
+    assert!(told.len() >= 2 && told.len() <= 14, "{json}");
+    let last = told.last().unwrap();
+    assert!(last["message"] == "downloaded" && last["done_mib"] == last["total_mib"], "{json}");
+    assert!(answer(&[("CANVASD_LOG", "info")]).contains("downloading"));
+    assert_eq!(answer(&[("CANVASD_LOG", "off")]), "");
+    // On a terminal a person reads along, unless the log is for a machine.
+    let shown = |format: &str| {
+        let place = Place::new(&demo());
+        let mut command = place.canvasd(&["generate", "--model", "own/er", "--plain", "--max-tokens", "3", "Hello"]);
+        command.env("CANVASD_LOG_FORMAT", format);
+        on_terminal(command)
+    };
+    assert!(shown("text").contains("\r\x1b[K"));
+    assert!(!shown("json").contains('\x1b'));
+}
+
 /// Runs a command whose output is a terminal of 80 columns, and gives what it showed.
 fn on_terminal(mut command: Command) -> String {
     let (mut outer, mut inner) = (0, 0);

@@ -33,7 +33,6 @@ pub use source::{HubName, Source};
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
@@ -136,20 +135,10 @@ pub fn open(source: &Source) -> Result<Checkpoint, CheckpointError> {
         }
         Source::Gguf(path) => open_gguf(path),
         Source::Hub(name) => {
-            let tenths = AtomicU64::new(u64::MAX);
-            let found = Hub::from_env().locate(name, &|progress| log_progress(name, &tenths, progress))?;
-            let checkpoint = open(&found)?;
-            Ok(Checkpoint { id: name.repo.clone(), ..checkpoint })
+            // In silence: whoever wants to show it calls `locate` first.
+            let found = Hub::from_env().locate(name, &|_| {})?;
+            Ok(Checkpoint { id: name.repo.clone(), ..open(&found)? })
         }
-    }
-}
-
-/// Ten plain lines for a log; a terminal's bar is the command line's business.
-fn log_progress(name: &HubName, tenths: &AtomicU64, progress: &Progress) {
-    let now = progress.done.saturating_mul(10) / progress.total.max(1);
-    if tenths.swap(now, Ordering::Relaxed) != now {
-        let mib = |bytes: u64| bytes >> 20;
-        tracing::info!(model = %name, done_mib = mib(progress.done), total_mib = mib(progress.total), "downloading");
     }
 }
 

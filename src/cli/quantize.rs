@@ -29,7 +29,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let scheme: Quantization = arguments.scheme.parse().map_err(CliError::Usage)?;
     // Before anything is downloaded.
     checkpoint::vacant(&arguments.out).map_err(CliError::Quantize)?;
-    let checkpoint = fetch::open(&Source::parse(Some(&arguments.model))?)?;
+    let source = Source::parse(Some(&arguments.model))?;
+    let checkpoint = fetch::open(&source, fetch::Form::plain())?;
     let terminal = std::io::stderr().is_terminal();
     let report = |done: u64, total: u64| {
         if terminal {

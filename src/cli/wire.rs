@@ -7,7 +7,7 @@ mod agreement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::CliError;
+use super::{CliError, fetch};
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
 use crate::config::{Config, Device, InstructionPath, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
@@ -91,7 +91,8 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
         let name = config.model.as_deref().unwrap_or("inside the program").to_owned();
         CliError::Load { name, source }
     })?;
-    let mut checkpoint = quantized(super::fetch::open(&source)?, quantization)?;
+    let form = fetch::Form::beside_log(config.log_format);
+    let mut checkpoint = quantized(fetch::open(&source, form)?, quantization)?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
     check_memory(config, &checkpoint, &options)?;
     let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
