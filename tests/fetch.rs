@@ -292,26 +292,6 @@ fn every_refusal_says_what_to_do() {
 }
 
 #[test]
-fn names_that_are_none() {
-    let place = Place::new(&[]);
-    for (name, what) in [
-        ("", "the name is empty"),
-        ("word", "neither an existing folder"),
-        ("a/b,c/d", "one server serves one model"),
-        ("a/b c/d", "one server serves one model"),
-        ("./nowhere", "no such file"),
-        ("nowhere.gguf", "no such file"),
-    ] {
-        let error = place.refused(&["serve", "--port", "0", "--model", name], 3);
-        assert!(error.contains(what), "{name}: {error}");
-    }
-    let twice = place.refused(&["serve", "--model", "a/b", "--model", "c/d"], 3);
-    assert!(twice.contains("one server serves one model"), "{twice}");
-    let local = place.refused(&["fetch", "."], 2);
-    assert!(local.contains("is here already"), "{local}");
-    assert!(place.server.seen().is_empty());
-}
-#[test]
 fn what_this_machine_cannot_do_is_told_before_anything_is_fetched() {
     let place = Place::new(&demo());
     let say = |arguments: &[&str], path: &str| {
@@ -336,3 +316,30 @@ fn what_this_machine_cannot_do_is_told_before_anything_is_fetched() {
     assert!(place.server.seen().is_empty());
 }
 
+#[test]
+fn names_that_are_none() {
+    let place = Place::new(&[]);
+    for (name, what) in [
+        ("", "the name is empty"),
+        ("word", "neither an existing folder"),
+        ("a/b,c/d", "one server serves one model"),
+        ("a/b c/d", "one server serves one model"),
+        ("./nowhere", "no such file"),
+        ("nowhere.gguf", "no such file"),
+    ] {
+        let error = place.refused(&["serve", "--port", "0", "--model", name], 3);
+        assert!(error.contains(what), "{name}: {error}");
+    }
+    let twice = place.refused(&["serve", "--model", "a/b", "--model", "c/d"], 3);
+    assert!(twice.contains("one server serves one model"), "{twice}");
+    // Advice is for those who can follow it.
+    let advice = "name no model to use the small one inside the program";
+    assert!(place.refused(&["inspect", "word"], 3).contains(advice));
+    for command in [&["fetch", "word"][..], &["quantize", "word", "out.gguf"], &["quantize", ".", "out.gguf"]] {
+        let error = place.refused(command, 3);
+        assert!(!error.contains(advice), "{error}");
+    }
+    let local = place.refused(&["fetch", "."], 2);
+    assert!(local.contains("is here already"), "{local}");
+    assert!(place.server.seen().is_empty());
+}

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use error::CliError;
+pub use error::{CliError, ModelArgument};
 use signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -80,9 +80,25 @@ enum Command {
     Health(health::Arguments),
 }
 
+impl Command {
+    fn model(&self) -> ModelArgument {
+        match self {
+            Command::Fetch(_) | Command::Quantize(_) => ModelArgument::Required,
+            Command::Serve(_)
+            | Command::Generate(_)
+            | Command::Bench(_)
+            | Command::Inspect(_)
+            | Command::Openapi
+            | Command::Health(_) => ModelArgument::Optional,
+        }
+    }
+}
+
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let model = command.model();
+    let result = match command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Bench(arguments) => bench::run(*arguments),
@@ -95,7 +111,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report(&error, model);
             ExitCode::from(error.exit_code())
         }
     }
@@ -130,7 +146,7 @@ fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -
 }
 
 /// Prints an error, its causes, and what to do next.
-fn report(error: &CliError) {
+fn report(error: &CliError, model: ModelArgument) {
     tell(format_args!("canvasd: {error}"));
     let mut cause = error.source();
     let mut last = error.to_string();
@@ -143,7 +159,7 @@ fn report(error: &CliError) {
         last = text;
         cause = inner.source();
     }
-    if let Some(advice) = error.advice() {
+    if let Some(advice) = error.advice(model) {
         tell(format_args!("  {advice}"));
     }
 }
