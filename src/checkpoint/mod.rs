@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, LayerKind, LoadOptions, WeightError, Weights};
+use crate::model::{Config, LayerKind, LoadOptions, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -91,14 +91,20 @@ impl Checkpoint {
         gguf::write(self, scheme, path, report)
     }
 
-    /// A number that tells checkpoints apart: made of the names, shapes and types of all tensors, and of the values of the
-    /// vectors (norms and scales), which are soon read. Two that differ in nothing but values of matrices share it.
+    /// A number that tells checkpoints apart: made of the configuration, the sampling defaults, tokenizer and chat template,
+    /// of the names, shapes and types of all tensors, and of the values of the vectors (norms and scales), which are soon
+    /// read. Two that differ in nothing but values of matrices share it.
     ///
     /// # Errors
     /// Where one of the vectors cannot be read.
-    pub fn digest(&self) -> Result<u64, WeightError> {
+    pub fn digest(&self) -> Result<u64, CheckpointError> {
         // Without a seed: the same on every machine and at every start.
         let mut hasher = DefaultHasher::new();
+        // Written out, floats have a form of their own for every value.
+        format!("{:?} {:?}", self.config, self.generation).hash(&mut hasher);
+        (&self.template, &self.bos_token, &self.eos_token).hash(&mut hasher);
+        let tokenizer = self.tokenizer.to_string(false);
+        tokenizer.map_err(|error| CheckpointError::unsupported("tokenizer.json", error.to_string()))?.hash(&mut hasher);
         let mut tensors: Vec<&Stored> = self.tensors.iter().collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         for stored in tensors {

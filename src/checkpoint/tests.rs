@@ -53,6 +53,33 @@ fn a_digest_tells_checkpoints_apart() {
     assert_ne!(digest(&shipped), digest(copy.path()));
 }
 
+/// Whatever the text of a seed depends on, not the tensors alone.
+#[test]
+fn a_digest_knows_the_files_beside_the_weights() {
+    let digest = |change: &dyn Fn(&mut Checkpoint)| {
+        let mut checkpoint = open(&Source::Demo).unwrap();
+        change(&mut checkpoint);
+        checkpoint.digest().unwrap()
+    };
+    let changes: [&dyn Fn(&mut Checkpoint); 10] = [
+        &|_| (),
+        &|checkpoint| checkpoint.config.canvas = 16,
+        &|checkpoint| checkpoint.config.softcap = 20.0,
+        &|checkpoint| checkpoint.config.full.rope.theta *= 2.0,
+        &|checkpoint| checkpoint.generation.t_max = 5.0,
+        &|checkpoint| checkpoint.generation.max_denoising_steps = 2,
+        &|checkpoint| checkpoint.generation.end_tokens.truncate(1),
+        &|checkpoint| checkpoint.template = None,
+        &|checkpoint| checkpoint.eos_token = None,
+        &|checkpoint| {
+            checkpoint.tokenizer.add_special_tokens([tokenizers::AddedToken::from("story", true)]).unwrap();
+        },
+    ];
+    let digests = changes.map(digest);
+    assert_eq!(digests[0], digest(&|_| ()), "it is the same at every start");
+    assert_eq!(digests.iter().collect::<std::collections::HashSet<_>>().len(), digests.len(), "{digests:x?}");
+}
+
 #[test]
 fn missing_files_are_named() {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {

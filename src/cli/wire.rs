@@ -90,7 +90,7 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     };
     check_memory(config, &checkpoint, &options)?;
     let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
-    let digest = checkpoint.digest().map_err(|error| failed(error.into()))?;
+    let digest = checkpoint.digest()?;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).map_err(failed)?;
     let text = TextParts {
         tokenizer: checkpoint.tokenizer,
