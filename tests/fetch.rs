@@ -130,6 +130,30 @@ fn a_killed_download_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_stopped_quantization_leaves_nothing() {
+    let (place, out) = (Place::new(&demo()), tempfile::tempdir().unwrap());
+    let names = || std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let path = out.path().join("small.gguf");
+    let foreign = out.path().join("small.gguf.part");
+    std::fs::write(&foreign, "theirs").unwrap();
+    place.server.set(|behaviour| behaviour.hold = Some(0));
+    let mut command = place.canvasd(&["quantize", "own/er", path.to_str().unwrap()]);
+    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.server.seen().iter().any(|seen| seen.path.starts_with("/stored/")) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the weights should be asked for");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(names().len(), 2, "the file is begun before the model is there");
+    assert!(!path.exists(), "half a file has no name yet");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(names(), ["small.gguf.part"]);
+    assert_eq!(std::fs::read(&foreign).unwrap(), b"theirs");
+}
+
+#[test]
 fn bytes_that_were_spoilt_on_disk_are_found_by_their_sum() {
     let bytes = noise(9 << 20, 8);
     let place = Place::new(&[("m.gguf", bytes)]);

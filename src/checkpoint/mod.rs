@@ -16,6 +16,7 @@ mod hub;
 mod inspect;
 mod map;
 mod memory;
+mod new_file;
 mod quantize;
 mod safetensors;
 mod source;
@@ -24,10 +25,11 @@ mod text;
 pub use available::available;
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
-pub use gguf::{Written, vacant};
+pub use gguf::Written;
 pub use hub::{Hub, Phase, Progress};
 pub use inspect::Inspection;
 pub use memory::{Needs, Stored, gib};
+pub use new_file::NewFile;
 pub use quantize::Quantization;
 pub use source::{HubName, Source};
 
@@ -81,14 +83,15 @@ impl Checkpoint {
     /// Quantizes the checkpoint into a new GGUF file; `report` is told the bytes written and those of all tensors.
     ///
     /// # Errors
-    /// Where the file exists, cannot be written, or the weights are in other blocks already.
+    /// Where the file cannot be written, its name has been taken meanwhile, the weights are in other blocks already, or a GGUF
+    /// file cannot say what the checkpoint is.
     pub fn write_gguf(
         &self,
         scheme: Quantization,
-        path: &Path,
+        new: &NewFile,
         report: &dyn Fn(u64, u64),
     ) -> Result<Written, CheckpointError> {
-        gguf::write(self, scheme, path, report)
+        gguf::write(self, scheme, new, report)
     }
 
     /// A number that tells checkpoints apart: made of the configuration, the sampling defaults, tokenizer and chat template,

@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(*arguments),
         Command::Fetch(arguments) => until_stopped(move || fetch::run(&arguments)),
         Command::Inspect(arguments) => until_stopped(move || inspect::run(&arguments)),
-        Command::Quantize(arguments) => until_stopped(move || quantize::run(&arguments)),
+        Command::Quantize(arguments) => quantize::run(arguments),
         Command::Openapi => openapi::run(),
         Command::Health(arguments) => health::run(arguments),
     };

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use canvasd::checkpoint::{Checkpoint, Quantization, Source, open};
+use canvasd::checkpoint::{Checkpoint, NewFile, Quantization, Source, open};
 use canvasd::kernels::ElementType;
 use canvasd::model::{Config, KvElement, LayerKind, LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView};
@@ -215,10 +215,12 @@ fn quantizing_on_load_and_into_a_file_give_the_same_bits() {
         for (scheme, bound) in [(Quantization::Q8_0, 0.02), (Quantization::Q5_0, 0.2), (Quantization::Q4_0, 0.3)] {
             let folder = copy(&fixture);
             let path = folder.path().join("m.gguf");
-            // The fixtures' tokenizer has no place in GGUF; the demo's stands in, and the one beside the file wins on reading.
+            // The fixtures' tokenizer has no place in GGUF; the demo's stands in, with the end token that it knows. Tokenizer and
+            // end tokens beside the file win on reading.
             let mut source = fixture.checkpoint();
             source.tokenizer = open(&Source::Demo).unwrap().tokenizer;
-            source.write_gguf(scheme, &path, &|_, _| ()).unwrap();
+            source.generation.end_tokens.truncate(1);
+            source.write_gguf(scheme, &NewFile::begin(&path).unwrap(), &|_, _| ()).unwrap();
             let on_load = logits(&fixture, &fixture.checkpoint().quantized(scheme).unwrap());
             assert_eq!(logits(&fixture, &open(&Source::Gguf(path)).unwrap()), on_load, "{} {scheme}", fixture.name);
             let off = distance(&on_load, &wanted);
