@@ -249,6 +249,22 @@ fn on_terminal(mut command: Command) -> String {
 }
 
 #[test]
+fn a_file_that_cannot_be_checked_is_named() {
+    let place = Place::new(&[("m.gguf", noise(9, 1))]);
+    let told = |arguments: &[&str]| {
+        let output = place.run(arguments);
+        let log = text(&output.stderr);
+        assert!(output.status.success(), "{log}");
+        log.lines().filter(|line| line.contains("no sum") && line.contains("m.gguf")).count()
+    };
+    place.server.set(|behaviour| behaviour.unsummed = true);
+    assert_eq!(told(&["fetch", "own/er"]), 1);
+    assert_eq!(told(&["fetch", "--verify", "own/er"]), 1);
+    place.server.set(|behaviour| behaviour.unsummed = false);
+    assert_eq!(told(&["fetch", "--verify", "own/er"]), 0);
+}
+
+#[test]
 fn every_refusal_says_what_to_do() {
     let place = Place::new(&[("m-Q8_0.gguf", noise(9, 1)), ("m-Q4_K_M.gguf", noise(9, 2))]);
     let fetch = |name: &str| place.refused(&["fetch", name], 3);

@@ -163,21 +163,27 @@ fn log_progress(name: &HubName, tenths: &AtomicU64, progress: &Progress) {
 }
 
 fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointError> {
-    let config = folder.json("config.json")?.ok_or_else(|| CheckpointError::Missing {
+    let (config, generation) = described(folder)?;
+    let weights = safetensors::Safetensors::open(folder)?;
+    let tokenizer = text::tokenizer(folder)?;
+    let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
+    let (tensors, weights) = (weights.table(), Box::new(weights));
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
+}
+
+/// What a folder's small files say of the model, weights or none: refused where such a model cannot be served.
+fn described(folder: &Folder) -> Result<(Config, GenerationDefaults), CheckpointError> {
+    let json = folder.json("config.json")?.ok_or_else(|| CheckpointError::Missing {
         folder: folder.to_string(),
         file: "config.json".to_owned(),
         hint: "name a checkpoint folder in Hugging Face layout, or a .gguf file".to_owned(),
     })?;
-    refuse_foreign_blocks(folder, &config)?;
-    let (json, config) = (&config, Config::from_json(&config)?);
-    let weights = safetensors::Safetensors::open(folder)?;
-    let tokenizer = text::tokenizer(folder)?;
+    refuse_foreign_blocks(folder, &json)?;
+    let config = Config::from_json(&json)?;
     let generation = folder.json("generation_config.json")?;
     let generation =
-        GenerationDefaults::from_json("generation_config.json", generation.as_ref(), json, config.vocabulary)?;
-    let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
-    let (tensors, weights) = (weights.table(), Box::new(weights));
-    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
+        GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &json, config.vocabulary)?;
+    Ok((config, generation))
 }
 
 /// Refuses weights that another program has quantized, by the name of the scheme.

@@ -16,7 +16,7 @@ use crate::pass::Denoiser;
 /// Options of `canvasd inspect`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Folder, .gguf file or name on the hub [default: the small model inside the program].
+    /// Folder, .gguf file or name on the hub, which is downloaded [default: the small model inside the program].
     #[arg(value_name = "MODEL")]
     model: Option<String>,
 

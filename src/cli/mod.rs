@@ -30,6 +30,9 @@ use clap::{Parser, Subcommand};
 pub use error::CliError;
 use signals::Signals;
 
+use crate::config::LogFormat;
+use crate::telemetry;
+
 const EXAMPLES: &str = "\
 Examples:
   canvasd serve                                  serve the small model inside the program on 127.0.0.1:8000
@@ -117,6 +120,8 @@ fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, 
 
 /// Does a command's work, which blocks, unless SIGTERM or ctrl-C comes first.
 fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -> Result<(), CliError> {
+    // These commands read no configuration; what the rooms warn of is to be seen all the same.
+    telemetry::start("warn", LogFormat::Text)?;
     block_on(async {
         let done = Signals::new()?.or(work).await;
         done.unwrap_or_else(|_| {
