@@ -198,7 +198,7 @@ impl Reflection {
     /// Notes the variables that the template does not read: they have no effect.
     pub(crate) fn note_unread(&self, text: &Text, ignored: &mut Ignored) {
         for key in self.kwargs.keys().filter(|key| !text.reads(key)) {
-            ignored.add(format!("chat_template_kwargs.{key}"));
+            ignored.add("chat_template_kwargs", key);
         }
     }
 }

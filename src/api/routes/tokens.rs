@@ -35,10 +35,10 @@ pub(crate) async fn tokenize(
         (None, None) => return Err(ApiError::missing("prompt")),
         (Some(prompt), None) => {
             if request.tools.is_some() {
-                ignored.add("tools".into());
+                ignored.add("", "tools");
             }
             if request.chat_template_kwargs.is_some() {
-                ignored.add("chat_template_kwargs".into());
+                ignored.add("", "chat_template_kwargs");
             }
             let text = state.text().clone();
             aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error, "prompt"))?
