@@ -275,7 +275,7 @@ fn progress(wanted: Option<Progress>, diffusing: Option<bool>) -> Result<Option<
         None if diffusing == Some(true) => Default::default(),
         None => return Ok(None),
     };
-    let every = count(&format!("{PATH}.every"), options.every.map(|n| n as usize), 1, 1, 1000)?;
+    let every = count(&format!("{PATH}.every"), options.every, 1, 1, 1000)?;
     let hertz = options.max_hz.unwrap_or(20.0);
     if !(hertz > 0.0 && hertz <= 1000.0) {
         let path = format!("{PATH}.max_hz");

@@ -104,8 +104,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
 
 /// How many alternatives are wanted per token; `None` where no log-probabilities are.
 fn alternatives(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
-    let wanted = request.top_logprobs.map(|wanted| wanted as usize);
-    let wanted_count = count("top_logprobs", wanted, 0, 0, MOST_ALTERNATIVES)?;
+    let wanted_count = count("top_logprobs", request.top_logprobs, 0, 0, MOST_ALTERNATIVES)?;
     match request.logprobs {
         Some(true) => Ok(Some(wanted_count)),
         _ if wanted_count > 0 => Err(ApiError::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.")),

@@ -49,7 +49,7 @@ pub(crate) async fn completions(
     }
     let alternatives = match request.logprobs {
         None => None,
-        Some(wanted) => Some(count("logprobs", Some(wanted as usize), 0, 0, MOST_ALTERNATIVES)?),
+        Some(wanted) => Some(count("logprobs", Some(wanted), 0, 0, MOST_ALTERNATIVES)?),
     };
     let echo = request.echo == Some(true);
     if echo && alternatives.is_some() {

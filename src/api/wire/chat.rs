@@ -60,7 +60,7 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// Alternatives per token, 0 to 20; needs `logprobs`.
     #[schema(maximum = 20)]
-    pub top_logprobs: Option<u32>,
+    pub top_logprobs: Option<usize>,
     /// Token ids (as text) and what is added to their logits, −100 to 100, before temperature and every statistic.
     #[schema(value_type = Option<Object>)]
     pub logit_bias: Option<BTreeMap<String, f64>>,

@@ -26,7 +26,7 @@ pub struct ProgressOptions {
     /// Tells of every n-th step only. 1 to 1,000; default 1.
     #[schema(minimum = 1, maximum = 1000)]
     #[serde(default, deserialize_with = "from_one")]
-    pub every: Option<u32>,
+    pub every: Option<usize>,
     /// `text`: the draft's text each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
     pub mode: Option<ProgressMode>,
     /// Most chunks per second and choice; what lies between is left out. Above 0, up to 1,000; default 20.

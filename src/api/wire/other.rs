@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::Message;
+use super::count::ids;
 use super::options::Tool;
 
 /// The models that can be asked for.
@@ -78,6 +79,7 @@ pub struct DetokenizeRequest {
     pub model: Option<String>,
     /// The ids.
     #[schema(required = true, nullable = false)]
+    #[serde(default, deserialize_with = "ids")]
     pub tokens: Option<Vec<u32>>,
 }
 

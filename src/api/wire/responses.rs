@@ -72,7 +72,7 @@ pub struct ResponsesRequest {
     /// `disabled`; `auto` is refused: an input beyond the context is an error.
     pub truncation: Option<String>,
     /// Refused unless 0: log-probabilities come from the other endpoints.
-    pub top_logprobs: Option<u32>,
+    pub top_logprobs: Option<u64>,
     /// Accepted; nothing is ever stored.
     #[expect(dead_code, reason = "accepted without effect")]
     pub store: Option<bool>,
