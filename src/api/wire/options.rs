@@ -29,7 +29,8 @@ pub struct ProgressOptions {
     pub every: Option<usize>,
     /// `text`: the draft's text each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
     pub mode: Option<ProgressMode>,
-    /// Most chunks per second and choice; what lies between is left out. Above 0, up to 1,000; default 20.
+    /// Most chunks of drafts per second and choice; what lies between is left out. The frame of a commit always comes. Above
+    /// 0, up to 1,000; default 20.
     #[schema(exclusive_minimum = 0, maximum = 1000)]
     pub max_hz: Option<f64>,
 }

@@ -162,12 +162,12 @@ pub struct TextFormat {
 /// has is refused.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct InputItem {
-    /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out: old
-    /// thoughts are not shown to the model.
+    /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out, with
+    /// its `content`: old thoughts are not shown to the model.
     pub r#type: Option<String>,
     /// Who speaks: `system`, `developer`, `user` or `assistant`.
     pub role: Option<super::chat::Role>,
-    /// Text, or parts; of a message.
+    /// Text, or parts; of a message, or of a `reasoning` item.
     pub content: Option<Content>,
     /// Id of a call, which its output repeats. Each call wants its output before the conversation goes on.
     pub call_id: Option<String>,
@@ -224,7 +224,7 @@ pub struct ResponseObject {
     pub max_output_tokens: Option<usize>,
     /// The model that answers.
     pub model: String,
-    /// A `reasoning` item where the model thought, then a `message`, or the calls of functions.
+    /// What the model wrote, in its order: `reasoning`, `message` and `function_call` items, any number of each.
     pub output: Vec<OutputItem>,
     /// As it was sent, or its default.
     pub parallel_tool_calls: bool,
@@ -242,7 +242,7 @@ pub struct ResponseObject {
     pub temperature: f64,
     /// As it was sent, or its default.
     pub top_p: f64,
-    /// `{"format": {"type": "text"}}`.
+    /// `{"format": …}`, the format as it was sent, or `{"type": "text"}`.
     #[schema(value_type = Object)]
     pub text: Value,
     /// As it was sent, or its default.

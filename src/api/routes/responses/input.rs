@@ -51,7 +51,7 @@ impl Turns {
             Some("function_call") => self.call(item, path),
             Some("function_call_output") => self.output(item, path),
             // Old thoughts are not shown to the model.
-            Some("reasoning") => Ok(()),
+            Some("reasoning") => refuse_strangers(&item, path, "reasoning", &["content"]),
             Some(_) => {
                 let message = "The type of an input item must be 'message', 'function_call' or 'function_call_output'.";
                 Err(ApiError::unsupported(format!("{path}.type"), message))
