@@ -30,11 +30,11 @@ pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, A
 }
 
 /// Of a request to `/v1/responses`.
-pub(crate) fn of_responses(format: Option<&TextFormat>) -> Result<Option<Asked>, ApiError> {
+pub(crate) fn of_responses(format: Option<TextFormat>) -> Result<Option<Asked>, ApiError> {
     let Some(format) = format else { return Ok(None) };
     let schema = || {
-        named(format.name.clone(), "text.format.name")?;
-        format.schema.clone().ok_or_else(|| ApiError::missing("text.format.schema"))
+        named(format.name, "text.format.name")?;
+        format.schema.ok_or_else(|| ApiError::missing("text.format.schema"))
     };
     asked(format.r#type.as_deref(), "text.format", "text.format.schema", schema)
 }

@@ -1,7 +1,7 @@
 //! `POST /v1/responses`: the stateless subset, with function tools.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::chat::{ReasoningEffort, Seed};
@@ -257,6 +257,40 @@ pub struct ResponseObject {
     /// As it was sent.
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
+}
+
+impl ResponseObject {
+    /// The answer to this request before any of it is there.
+    pub(crate) fn begun(request: &ResponsesRequest, id: String, created_at: u64, model: String) -> ResponseObject {
+        let effort = request.reasoning.as_ref().and_then(|reasoning| reasoning.effort);
+        let format = request.text.as_ref().and_then(|text| text.format.as_ref());
+        ResponseObject {
+            id,
+            object: "response",
+            created_at,
+            status: "in_progress",
+            background: false,
+            error: None,
+            incomplete_details: None,
+            instructions: request.instructions.clone(),
+            max_output_tokens: request.max_output_tokens,
+            model,
+            output: Vec::new(),
+            parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
+            previous_response_id: None,
+            reasoning: json!({"effort": effort, "summary": null}),
+            service_tier: "default",
+            store: false,
+            temperature: request.temperature.unwrap_or(1.0),
+            top_p: request.top_p.unwrap_or(1.0),
+            text: format.map_or_else(|| json!({"format": {"type": "text"}}), |format| json!({"format": format})),
+            tool_choice: request.tool_choice.clone().unwrap_or_else(|| ToolChoice::Mode("auto".to_owned())),
+            tools: request.tools.clone().unwrap_or_default(),
+            truncation: "disabled",
+            usage: None,
+            metadata: request.metadata.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Why an answer is incomplete.
