@@ -4,6 +4,7 @@
 //! accepts fields it does not know and remembers their names. Never panics, never reads more than the limit.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -36,6 +37,8 @@ pub(crate) struct Body<T> {
     pub value: T,
     /// What of it nobody understood.
     pub ignored: Ignored,
+    /// When the request's head was there, and its body on the way.
+    pub arrived: Instant,
 }
 
 /// Paths of unknown fields.
@@ -98,6 +101,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
         let settings = state.settings();
         check_content_type(request.headers())?;
         check_encoding(request.headers())?;
@@ -111,7 +115,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
             Err(_) => return Err(ApiError::of_status(StatusCode::REQUEST_TIMEOUT)),
             Ok(read) => read?,
         };
-        parse(&bytes)
+        Ok(Body { arrived, ..parse(&bytes)? })
     }
 }
 
@@ -188,7 +192,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
             Err(error) => wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"),
         });
     }
-    let mut ignored = Ignored::default();
+    let (mut ignored, arrived) = (Ignored::default(), Instant::now());
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut note = |path: serde_ignored::Path<'_>| ignored.add_path(plain_path(&path));
     let watching = serde_ignored::Deserializer::new(Exact(&mut json), &mut note);
@@ -208,7 +212,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
         }
     })?;
     json.end().map_err(|error| wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"))?;
-    Ok(Body { value, ignored })
+    Ok(Body { value, ignored, arrived })
 }
 
 /// A complaint about a value in the words of JSON rather than of this program's types.

@@ -35,6 +35,8 @@ pub(crate) struct Plan {
 /// Submits one job per prompt, all or none, and gives the pump of their events. Choices are numbered prompt by prompt.
 pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let order = &plan.order;
+    // One time for all prompts.
+    let timeout = Some(order.time_left());
     let drafts = order.delivery.drafts();
     let (text, callable) = (state.text(), Arc::new(plan.callable));
     let rules = Rules { stop: Some(&order.stop), callable: Some(&callable) };
@@ -61,7 +63,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             bias: order.bias.clone(),
             penalties: order.penalties,
             top_k: plan.top_k,
-            timeout: Some(order.timeout),
+            timeout,
             drafts,
         };
         // Should a later one be refused, the tickets so far are dropped, which cancels their jobs.

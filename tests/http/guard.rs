@@ -208,6 +208,20 @@ async fn time_that_is_over_commits_the_draft() {
     panic!("no canvas was ever cut short");
 }
 
+/// The body takes longer to come than the answer may.
+#[tokio::test]
+async fn the_time_of_a_request_counts_from_its_head() {
+    let app = App::new();
+    let body = chat_body("hello", json!({"diffusion": {"timeout_ms": 50}})).to_string();
+    let late = futures_util::stream::once(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok::<_, std::io::Error>(body.into_bytes())
+    });
+    let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    let reply = Reply::of(app.send(request.body(Body::from_stream(late)).unwrap()).await).await;
+    assert_eq!(reply.refused(503)["code"], "deadline_exceeded");
+}
+
 fn app_with_limit(request_timeout: Duration) -> App {
     app(ApiSettings { request_timeout, ..ApiSettings::default() })
 }

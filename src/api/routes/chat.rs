@@ -41,7 +41,7 @@ const MOST_ALTERNATIVES: usize = 20;
 )]
 pub(crate) async fn chat(
     State(state): State<AppState>,
-    Body { value: mut request, mut ignored }: Body<ChatRequest>,
+    Body { value: mut request, mut ignored, arrived }: Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     refuse_unsupported(&request)?;
@@ -52,7 +52,7 @@ pub(crate) async fn chat(
         (None, Some(most)) => Some(count("max_tokens", Some(most), 1, 1, usize::MAX)?),
         (None, None) => state.settings().default_max_tokens,
     };
-    let order = wishes!(request).order(&state)?;
+    let order = wishes!(request).order(&state, arrived)?;
     let reflection = Reflection::new("reasoning_effort", request.reasoning_effort, request.chat_template_kwargs)?;
     reflection.note_unread(state.text(), &mut ignored);
     let asked = form::of_chat(request.response_format)?;

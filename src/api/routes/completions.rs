@@ -41,7 +41,7 @@ const MOST_ALTERNATIVES: usize = 5;
 )]
 pub(crate) async fn completions(
     State(state): State<AppState>,
-    Body { value: mut request, ignored }: Body<CompletionRequest>,
+    Body { value: mut request, ignored, arrived }: Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
@@ -62,7 +62,7 @@ pub(crate) async fn completions(
         return Err(ApiError::unsupported("best_of", "'best_of' above 'n' cannot be streamed."));
     }
     let max_tokens = count("max_tokens", request.max_tokens, DEFAULT_MAX_TOKENS, 1, usize::MAX)?;
-    let order = wishes!(request).order(&state)?;
+    let order = wishes!(request).order(&state, arrived)?;
     let prompt = request.prompt.ok_or_else(|| ApiError::missing("prompt"))?;
     let prompts = split(prompt, state.engine().limits().vocabulary, most / made)?;
     check_room(prompts.len(), made, state.engine().most_jobs(made))?;

@@ -25,7 +25,7 @@ use crate::prompt::Chat;
 )]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
-    Body { value: request, mut ignored }: Body<TokenizeRequest>,
+    Body { value: request, mut ignored, .. }: Body<TokenizeRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     let tokens = match (request.prompt, request.messages) {
@@ -70,7 +70,7 @@ pub(crate) async fn tokenize(
 )]
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
-    Body { value: request, ignored }: Body<DetokenizeRequest>,
+    Body { value: request, ignored, .. }: Body<DetokenizeRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     let tokens = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;

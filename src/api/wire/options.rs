@@ -68,8 +68,8 @@ pub struct DiffusionOptions {
     /// Equal canvases in a row wanted before one may stop, 0 to 1,024.
     #[schema(maximum = 1024)]
     pub stability_threshold: Option<usize>,
-    /// Most milliseconds from the request to the last commit. When they are over, the canvas is committed as it stands
-    /// and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
+    /// Most milliseconds from the request's head to the last commit. When they are over, the canvas is committed as it
+    /// stands and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "from_one")]
     pub timeout_ms: Option<u64>,

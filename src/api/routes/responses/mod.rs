@@ -43,7 +43,7 @@ const INCLUDED: &str = "reasoning.encrypted_content";
 )]
 pub(crate) async fn responses(
     State(state): State<AppState>,
-    Body { value: mut request, ignored }: Body<ResponsesRequest>,
+    Body { value: mut request, ignored, arrived }: Body<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     refuse_unsupported(&request)?;
@@ -53,7 +53,7 @@ pub(crate) async fn responses(
         Some(most) => Some(count("max_output_tokens", Some(most), 1, 1, usize::MAX)?),
         None => state.settings().default_max_tokens,
     };
-    let order = wishes(&mut request).order(&state)?;
+    let order = wishes(&mut request).order(&state, arrived)?;
     let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
     let reflection = Reflection::new("reasoning.effort", effort, None)?;
     let messages = input::conversation(request.instructions, request.input)?;
