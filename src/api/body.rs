@@ -176,7 +176,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// Parses a body; a byte order mark in front is skipped.
+/// Parses a body that arrives now; a byte order mark in front is skipped.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let wrong = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::conversation::aside;
 use super::error::ApiError;
+use super::prompts::of_prompt;
 use super::state::AppState;
 use super::wire::options::{JsonSchemaFormat, ResponseFormat};
 use super::wire::responses::TextFormat;
@@ -88,8 +88,6 @@ pub(crate) async fn blueprint(
 ) -> Result<Option<Blueprint>, ApiError> {
     let Some(Asked { form, path }) = asked else { return Ok(None) };
     let text = state.text().clone();
-    match aside(move || text.blueprint(form, instead)).await? {
-        Ok(blueprint) => Ok(Some(blueprint)),
-        Err(error) => Err(super::conversation::of_prompt(&error, path)),
-    }
+    let made = state.aside().run(move || text.blueprint(form, instead)).await?;
+    made.map(Some).map_err(|error| of_prompt(&error, path))
 }

@@ -14,7 +14,7 @@ use crate::scheduler::{Choice, Handle, Job};
 /// All that a request wants done.
 pub(crate) struct Plan {
     pub order: Order,
-    /// The prompts, each continued by itself.
+    /// The prompts, each continued by itself; none is empty, and beside each the context has room for a canvas.
     pub prompts: Vec<Prompt>,
     /// Choices per prompt.
     pub choices: usize,
@@ -43,7 +43,7 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
-        let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine(), plan.field)?;
+        let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine());
         prompt_sizes.push(prompt.ids.len());
         // Two prompts of a request draw the same numbers, so each gets the text it would get alone.
         let choice = |stream: usize| Choice {
@@ -82,25 +82,8 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     Ok(Pump::new(voices, prompt_sizes, plan.choices))
 }
 
-/// How many tokens the answer may have: what was asked for, as far as the context holds it beside a prompt that leaves
-/// room for a canvas.
-fn room(prompt: usize, asked: Option<usize>, engine: &Handle, field: &str) -> Result<usize, ApiError> {
-    if prompt == 0 {
-        return Err(ApiError::invalid(field, format!("'{field}' holds no tokens; at least one is needed.")));
-    }
-    let (limits, whole) = (engine.limits(), engine.model_context());
-    let most = limits.context.saturating_sub(limits.canvas);
-    if prompt > most {
-        let mut message = format!(
-            "The prompt has {prompt} tokens; shorten it to at most {most}, so that this server's context of {} tokens \
-             has room for an answer.",
-            limits.context
-        );
-        if limits.context < whole {
-            message += &format!(" The model's own has {whole}: whoever runs the server can raise kv_memory.");
-        }
-        return Err(ApiError::invalid(field, message).code("context_length_exceeded"));
-    }
-    let room = limits.context - prompt;
-    Ok(asked.unwrap_or(room).min(room))
+/// How many tokens the answer may have beside so many of its prompt: what was asked for, as far as the context holds it.
+fn room(prompt: usize, asked: Option<usize>, engine: &Handle) -> usize {
+    let room = engine.limits().context.saturating_sub(prompt);
+    asked.unwrap_or(room).min(room)
 }

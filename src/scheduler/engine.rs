@@ -109,6 +109,11 @@ impl Handle {
         Ok(ticket)
     }
 
+    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
+    pub fn check_open(&self) -> Result<(), Refusal> {
+        self.front.check_open()
+    }
+
     /// What the model is, with the context cut to what the memory can hold for one request.
     pub fn limits(&self) -> &Limits {
         self.front.limits()

@@ -267,9 +267,21 @@ impl Front {
         self.queue.min(self.most_choices().div_ceil(choices.max(1)))
     }
 
+    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
+    pub fn check_open(&self) -> Result<(), Refusal> {
+        let (queued, choices) = (self.queued(), self.queued_choices());
+        let room = queued < self.queue && choices < self.most_choices();
+        let open = self.check_state().and_then(|()| if room { Ok(()) } else { Err(self.full(queued, choices)) });
+        self.counted(open)
+    }
+
     /// Checks a job and takes it into the queue. Never blocks.
     pub fn accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
-        let result = self.try_accept(job, now);
+        self.counted(self.try_accept(job, now))
+    }
+
+    /// Takes a refusal into the figures.
+    fn counted<T>(&self, result: Result<T, Refusal>) -> Result<T, Refusal> {
         if let Err(refusal) = &result {
             self.metrics.request(match refusal {
                 Refusal::QueueFull { .. } => Outcome::QueueFull,
@@ -280,18 +292,26 @@ impl Front {
         result
     }
 
-    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+    fn check_state(&self) -> Result<(), Refusal> {
         match self.state() {
-            State::Ready => {}
-            State::Draining => return Err(Refusal::Draining),
-            State::Stopped => return Err(Refusal::Stopped),
+            State::Ready => Ok(()),
+            State::Draining => Err(Refusal::Draining),
+            State::Stopped => Err(Refusal::Stopped),
         }
+    }
+
+    fn full(&self, queued: usize, choices: usize) -> Refusal {
+        Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) }
+    }
+
+    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+        self.check_state()?;
         check(&job, &self.budget.limits)?;
         let choices = self.queued_choices();
         let room = choices < self.most_choices();
         let place = |queued| (room && queued < self.queue).then_some(queued + 1);
         if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
-            return Err(Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) });
+            return Err(self.full(queued, choices));
         }
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();

@@ -36,7 +36,8 @@ pub struct Model {
     pub canvas_length: usize,
 }
 
-/// Something to be cut into tokens.
+/// Something to be cut into tokens. Its text, rendered where it is a conversation, has at most 1 MiB, or as many bytes as a
+/// prompt that fits might have where that is more.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[schema(examples(json!({"prompt": "Hello"})))]
 pub struct TokenizeRequest {

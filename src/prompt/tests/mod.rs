@@ -1,6 +1,7 @@
 //! The room as a whole: rendering, tokenising and reading with the shipped tokeniser and a full-size template.
 
 mod channels;
+mod extent;
 mod fixtures;
 mod reading;
 mod rendering;

@@ -11,12 +11,13 @@ use uuid::Uuid;
 
 use super::super::body::Body;
 use super::super::calls::Calls;
-use super::super::conversation::{Reflection, encode_chat};
+use super::super::conversation::Reflection;
 use super::super::error::ApiError;
 use super::super::failures::Failures;
 use super::super::form;
 use super::super::generation::{Plan, start};
 use super::super::order::{Delivery, Wishes, count};
+use super::super::prompts::{Purpose, encode_chat};
 use super::super::sse;
 use super::super::state::{AppState, unix_seconds};
 use super::super::wire::responses::{ResponseEvent, ResponseObject, ResponsesRequest};
@@ -61,7 +62,7 @@ pub(crate) async fn responses(
     let calls = Calls::of(&tools.declared, request.parallel_tool_calls);
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: Map::new() };
     let asked = form::of_responses(request.text.and_then(|text| text.format))?;
-    let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
+    let prompt = encode_chat(&state, chat, Purpose::Prompt, "input", reflection.field).await?;
     let asked = form::or_call(asked, tools.demanded);
     let structure = form::blueprint(&state, asked, calls.instead()).await?;
     let delivery = order.delivery;
