@@ -291,7 +291,7 @@ impl Lane {
         }
         if let Some(structure) = &mut self.structure {
             let candidates = |position: usize| self.top[position].iter().map(|candidate| candidate.token);
-            outcome.progress = self.canvas.bend(structure.as_mut(), candidates)?;
+            outcome = self.canvas.bend(outcome, structure.as_mut(), candidates)?;
         }
         Ok(outcome)
     }

@@ -100,6 +100,20 @@ async fn a_tool_that_is_offered_may_be_called_instead() {
 }
 
 #[tokio::test]
+async fn the_step_limit_holds_whatever_the_answer_must_be() {
+    let app = App::new();
+    let diffusion = json!({"max_denoising_steps": 1, "stability_threshold": 0, "confidence_threshold": 1000});
+    let fields = json!({"temperature": 0, "max_tokens": 40, "diffusion": diffusion});
+    for form in [json!({"type": "json_object"}), format(city())] {
+        let mut fields = fields.clone();
+        fields["response_format"] = form;
+        let answer = app.chat("hello", fields).await.ok();
+        let usage = &answer["usage"]["diffusion"];
+        assert_eq!(usage["steps"], usage["canvases"], "{usage}");
+    }
+}
+
+#[tokio::test]
 async fn forms_that_cannot_be_held_are_refused() {
     let app = App::new();
     let schema = |schema: Value| json!({"response_format": format(schema)});
