@@ -52,6 +52,8 @@ enum Subject {
 /// What the tokens spell, prepared once for all languages.
 pub(super) struct Grammars {
     factory: ParserFactory,
+    /// Tokens that may spell something, from 0. A model's table can be longer than its tokeniser's.
+    size: u32,
 }
 
 /// Begins what a marker spells here: no text contains this byte. The library writes `[`, the marker's id and `]` behind it.
@@ -65,6 +67,7 @@ pub struct Blueprint {
     matcher: Matcher,
     lexicon: Arc<Lexicon>,
     subject: Subject,
+    size: u32,
 }
 
 impl Grammars {
@@ -79,7 +82,7 @@ impl Grammars {
         let mut factory = ParserFactory::new(&(Arc::new(environment) as _), InferenceCapabilities::default(), &[])
             .map_err(unusable)?;
         factory.quiet().limits_mut().verbose_errors = false;
-        Ok(Grammars { factory })
+        Ok(Grammars { factory, size })
     }
 
     /// The language of this form.
@@ -108,7 +111,8 @@ impl Grammars {
                 (TopLevelGrammar::from_lark(grammar), Subject::Call(marker(Mark::CallOpen)?))
             }
         };
-        Ok(Blueprint { matcher: self.compiled(grammar)?, lexicon: Arc::clone(lexicon), subject })
+        let matcher = self.compiled(grammar)?;
+        Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), subject, size: self.size })
     }
 
     /// Compiling recurses as deep as the schema leads, which is more than an ordinary thread's stack holds.
@@ -182,6 +186,7 @@ impl Blueprint {
             place,
             lexicon: Arc::clone(&self.lexicon),
             subject: self.subject,
+            size: self.size,
         })
     }
 }
@@ -228,13 +233,14 @@ struct Follower {
     place: Place,
     lexicon: Arc<Lexicon>,
     subject: Subject,
+    size: u32,
 }
 
 impl Follower {
     /// Whether a language of this subject may contain the token.
     fn speaks(&self, id: u32) -> bool {
         match self.lexicon.mark(id) {
-            None => true,
+            None => id < self.size,
             Some(Mark::Quote | Mark::CallClose) => matches!(self.subject, Subject::Call(_)),
             Some(_) => false,
         }
@@ -303,7 +309,8 @@ impl Follower {
         shortest.min_by_key(|&id| (text_bytes(&self.lexicon, id).len(), id))
     }
 
-    /// What must follow where the matcher is, as the tokeniser writes it.
+    /// What must follow where the matcher is, as the tokeniser writes it, as far as its tokens spell just that: in a text
+    /// by itself it may see control tokens or put a space before it.
     fn forced(&mut self) -> Vec<u32> {
         let bytes = self.matcher.compute_ff_bytes();
         let mut rest = bytes.as_slice();
@@ -320,7 +327,18 @@ impl Follower {
             // Space that ends it may be one token with what follows.
             let text = if end == rest.len() { text.trim_end() } else { text };
             let Ok(encoding) = self.lexicon.tokenizer.encode_fast(text, false) else { break };
-            ids.extend_from_slice(encoding.get_ids());
+            let mut unspelt = text.as_bytes();
+            for &id in encoding.get_ids() {
+                let word = text_bytes(&self.lexicon, id);
+                let Some(behind) = unspelt.strip_prefix(word.as_slice()).filter(|_| !word.is_empty()) else {
+                    return ids;
+                };
+                ids.push(id);
+                unspelt = behind;
+            }
+            if !unspelt.is_empty() {
+                break;
+            }
             rest = &rest[end..];
         }
         ids
@@ -360,7 +378,7 @@ impl Structure for Follower {
         let ends = self.matcher.is_accepting().map_err(astray)?;
         let allowed = self.matcher.compute_mask_or_eos().map_err(astray)?;
         let can_stand = |id: &u32| match self.speaks(*id) {
-            true => (*id as usize) < allowed.len() && allowed.is_allowed(*id),
+            true => allowed.is_allowed(*id),
             false => ends && self.lexicon.mark(*id) == Some(Mark::End),
         };
         let mut proposed = candidates;

@@ -111,6 +111,14 @@ async fn the_step_limit_holds_whatever_the_answer_must_be() {
         let usage = &answer["usage"]["diffusion"];
         assert_eq!(usage["steps"], usage["canvases"], "{usage}");
     }
+    // What is then made to fit may spell control tokens.
+    let properties = json!({"<eos>": {"enum": ["<mask>", "<pad>"]}});
+    let schema =
+        json!({"type": "object", "properties": properties, "required": ["<eos>"], "additionalProperties": false});
+    let mut fields = fields;
+    fields["response_format"] = format(schema);
+    let answer = app.chat("hello", fields).await.ok();
+    assert!(content(&answer)["<eos>"].is_string(), "{answer}");
 }
 
 #[tokio::test]

@@ -106,6 +106,46 @@ fn may_be_called(parameters: &Value, arguments: &str) -> bool {
     fit == length
 }
 
+/// What comes of it when nothing is proposed.
+#[track_caller]
+fn written(structure: &mut dyn Structure) -> String {
+    let mut text: Vec<u32> = Vec::new();
+    while !text.ends_with(&ids("<turn|>")) {
+        text.extend(structure.mend(&text, &mut std::iter::empty()).expect("something may follow"));
+        assert_eq!(structure.fits(&text), Ok(text.len()), "{:?}", plain().decode(&text));
+    }
+    plain().decode(&text)
+}
+
+#[test]
+fn text_that_must_stand_there_may_spell_control_tokens() {
+    let value = json!({"<eos>": ["<mask>", " <|image|>\n<|\"|>"], "<|tool_call>": "<pad>"});
+    let mut json = structure(Form::Schema(json!({"const": value})), Instead::Nothing);
+    let text = written(&mut *json);
+    let text = text.strip_suffix("<turn|>").expect("it ends");
+    assert_eq!(serde_json::from_str::<Value>(text).expect("JSON"), value);
+    let parameters = json!({"properties": {"<eos>": {"const": "<tool_call|><|\"|>"}}, "required": ["<eos>"]});
+    let mut call = structure(weather(parameters), Instead::Nothing);
+    assert_eq!(
+        written(&mut *call),
+        "<|tool_call>call:weather{<|\"|><eos><|\"|>:<|\"|><tool_call|><|\"|><|\"|>}<tool_call|><turn|>"
+    );
+}
+
+#[test]
+fn a_token_that_the_tokeniser_does_not_know_stands_nowhere() {
+    let beyond = 1 << 20;
+    let mut person = structure(person(), Instead::Nothing);
+    let opened = ids(r#"{"name": ""#);
+    let with_beyond: Vec<u32> = opened.iter().copied().chain([beyond]).collect();
+    assert_eq!(person.fits(&with_beyond), Ok(opened.len()));
+    let mended = person.mend(&opened, &mut [beyond, ids("Anna")[0]].into_iter()).expect("something may follow");
+    assert_eq!(mended[0], ids("Anna")[0]);
+    fit(&mut *person, PERSON);
+    let mut call = structure(weather(json!({})), Instead::Nothing);
+    assert_eq!(call.fits(&[ids("<|tool_call>")[0], beyond]), Ok(1));
+}
+
 #[test]
 fn a_call_that_must_be_made_is_put_down_as_far_as_it_is_certain() {
     let city = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
