@@ -1,15 +1,15 @@
 //! Answers that must have a structure: a JSON Schema, or a call that must be made, as a language of tokens, followed by
 //! llguidance.
 //!
-//! Only the content of an answer is bound, or the first call. A thought before it is free, and so are a call in the place
-//! of content where one may be made, and what follows a call. Parsing works on the bytes that tokens spell, so that every
-//! way to cut a text into tokens counts.
+//! Bound are the content of an answer, the calls in its place where some may be made, or the first call where one must be.
+//! A thought before it is free, and so is what follows a call that had to be made. Parsing works on the bytes that tokens
+//! spell, so that every way to cut a text into tokens counts.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
@@ -32,10 +32,10 @@ pub enum Form {
 }
 
 /// Whether an answer may call a tool instead of having its structure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Instead {
-    /// A call may take the content's place.
-    Calls,
+    /// Calls of these tools may take the content's place.
+    Calls(Vec<CalledTool>),
     /// Nothing may.
     Nothing,
 }
@@ -44,7 +44,9 @@ pub enum Instead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
     /// Its content.
-    Content(Instead),
+    Content,
+    /// Its content, or calls in its place, with the tokens that open them.
+    ContentOrCalls,
     /// The call that this token opens.
     Call(u32),
 }
@@ -92,19 +94,15 @@ impl Grammars {
         form: Form,
         instead: Instead,
     ) -> Result<Blueprint, PromptError> {
-        let deepest = match &form {
-            Form::Json => 0,
-            Form::Schema(schema) => depth::levels(schema),
-            Form::Call(tools) => tools.iter().map(|tool| depth::levels(&tool.parameters)).max().unwrap_or(0),
-        };
+        let deepest = deepest(&form, &instead);
         if deepest > depth::MOST {
             let message =
                 format!("its references lead through {deepest} levels, at most {} can be followed", depth::MOST);
             return Err(PromptError::Structure(message));
         }
         let (grammar, subject) = match form {
-            Form::Json => (of_schema(json!({"type": "object"}))?, Subject::Content(instead)),
-            Form::Schema(schema) => (of_schema(schema)?, Subject::Content(instead)),
+            Form::Json => content(lexicon, json!({"type": "object"}), &instead)?,
+            Form::Schema(schema) => content(lexicon, schema, &instead)?,
             Form::Call(tools) => {
                 let marker = |mark| lexicon.marker(mark).ok_or(PromptError::NoTools);
                 let grammar = calling::grammar(&tools, marker(Mark::Quote)?, marker(Mark::CallClose)?);
@@ -136,9 +134,40 @@ impl Grammars {
     }
 }
 
+/// The most levels that any schema of these leads through.
+fn deepest(form: &Form, instead: &Instead) -> usize {
+    let of_tools = |tools: &[CalledTool]| tools.iter().map(|tool| depth::levels(&tool.parameters)).max().unwrap_or(0);
+    let content = match form {
+        Form::Json => 0,
+        Form::Schema(schema) => depth::levels(schema),
+        Form::Call(tools) => of_tools(tools),
+    };
+    match instead {
+        Instead::Calls(tools) => content.max(of_tools(tools)),
+        Instead::Nothing => content,
+    }
+}
+
+/// The language of content that fits a schema, and of the calls that may take its place. Where the tokeniser cannot write
+/// a call, none is to be expected.
+fn content(lexicon: &Lexicon, schema: Value, instead: &Instead) -> Result<(TopLevelGrammar, Subject), PromptError> {
+    let content = of_schema(schema)?;
+    let markers = [Mark::CallOpen, Mark::Quote, Mark::CallClose].map(|mark| lexicon.marker(mark));
+    let (Instead::Calls(tools), [Some(open), Some(quote), Some(close)]) = (instead, markers) else {
+        return Ok((TopLevelGrammar::from_grammar(content), Subject::Content));
+    };
+    let named = |name: &str, grammar: GrammarWithLexer| GrammarWithLexer { name: Some(name.to_owned()), ..grammar };
+    let grammars = vec![
+        GrammarWithLexer::from_lark(format!("start: @content | (<[{open}]> @call)+")),
+        named("content", content),
+        named("call", GrammarWithLexer::from_lark(calling::grammar(tools, quote, close))),
+    ];
+    Ok((TopLevelGrammar { grammars, max_tokens: None }, Subject::ContentOrCalls))
+}
+
 /// JSON that fits a schema, written on one line. Where space is free, a model that is at a loss writes nothing else; where
 /// it is not, much of the text is certain beforehand, and whole names are put down at once.
-fn of_schema(schema: Value) -> Result<TopLevelGrammar, PromptError> {
+fn of_schema(schema: Value) -> Result<GrammarWithLexer, PromptError> {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         schema => schema,
@@ -149,14 +178,14 @@ fn of_schema(schema: Value) -> Result<TopLevelGrammar, PromptError> {
             return Err(PromptError::Structure(format!("{LAYOUT:?} is not supported; leave it out")));
         }
     }
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(GrammarWithLexer::from_json_schema(schema))
 }
 
 /// What a token spells in a language: its text, or where it is part of a call's notation, its number. Other tokens spell
 /// nothing: no language contains them.
 fn word(lexicon: &Lexicon, id: u32) -> Vec<u8> {
     match lexicon.mark(id) {
-        Some(Mark::Quote | Mark::CallClose) => {
+        Some(Mark::CallOpen | Mark::Quote | Mark::CallClose) => {
             let mut word = vec![MARKER];
             word.extend_from_slice(format!("[{id}]").as_bytes());
             word
@@ -200,7 +229,7 @@ enum Place {
     Thought,
     /// In what is bound.
     Content,
-    /// In a call that is not bound, or behind one that was: anything goes.
+    /// Behind the call that had to be made: anything goes.
     Free,
 }
 
@@ -241,7 +270,8 @@ impl Follower {
     fn speaks(&self, id: u32) -> bool {
         match self.lexicon.mark(id) {
             None => id < self.size,
-            Some(Mark::Quote | Mark::CallClose) => matches!(self.subject, Subject::Call(_)),
+            Some(Mark::Quote | Mark::CallClose) => self.subject != Subject::Content,
+            Some(Mark::CallOpen) => self.subject == Subject::ContentOrCalls,
             Some(_) => false,
         }
     }
@@ -257,29 +287,28 @@ impl Follower {
                     place = Place::Before;
                     continue;
                 }
+                // It ends a thought, too. Where calls are one way among others, the language has it.
+                (Place::Before | Place::Thought, Some(Mark::CallOpen)) if self.subject != Subject::Content => {
+                    let start = if self.speaks(id) { at } else { at + 1 };
+                    (content, place) = (start..at + 1, Place::Content);
+                    continue;
+                }
                 // A thought that never ends would leave no room for the content.
-                (Place::Thought, Some(Mark::End | Mark::ResponseOpen)) => Then::Foreign,
+                (Place::Thought, Some(Mark::CallOpen | Mark::End | Mark::ResponseOpen)) => Then::Foreign,
                 (Place::Thought, _) => continue,
                 (Place::Before, Some(Mark::ThoughtOpen)) => {
                     place = Place::Thought;
-                    continue;
-                }
-                (Place::Before, Some(Mark::CallOpen)) if self.subject == Subject::Content(Instead::Calls) => {
-                    place = Place::Free;
-                    continue;
-                }
-                (Place::Before, Some(Mark::CallOpen)) if matches!(self.subject, Subject::Call(_)) => {
-                    (content, place) = (at + 1..at + 1, Place::Content);
                     continue;
                 }
                 (Place::Before, None) if matches!(self.subject, Subject::Call(_)) => Then::Foreign,
                 (Place::Before | Place::Content, _) if self.speaks(id) => {
                     let start = if place == Place::Before { at } else { content.start };
                     content = start..at + 1;
-                    place = if mark == Some(Mark::CallClose) { Place::Free } else { Place::Content };
+                    let last = mark == Some(Mark::CallClose) && matches!(self.subject, Subject::Call(_));
+                    place = if last { Place::Free } else { Place::Content };
                     continue;
                 }
-                (Place::Before | Place::Content, Some(Mark::End)) => Then::End,
+                (Place::Before | Place::Content, _) if ends(mark) => Then::End,
                 (Place::Before | Place::Content, _) => Then::Foreign,
             };
             if content.is_empty() {
@@ -304,9 +333,11 @@ impl Follower {
     }
 
     /// A token that can stand where the matcher is, though nobody proposed it: the shortest.
-    fn any(&self, allowed: &llguidance::toktrie::SimpleVob) -> Option<u32> {
-        let shortest = allowed.iter().filter(|&id| self.speaks(id));
-        shortest.min_by_key(|&id| (text_bytes(&self.lexicon, id).len(), id))
+    fn any(&self, allowed: &SimpleVob) -> Option<u32> {
+        let known = allowed.iter().filter(|&id| self.speaks(id));
+        // Calls are for a model that asks for them.
+        let opens = |id| self.lexicon.mark(id) == Some(Mark::CallOpen);
+        known.min_by_key(|&id| (opens(id), text_bytes(&self.lexicon, id).len(), id))
     }
 
     /// What must follow where the matcher is, as the tokeniser writes it, as far as its tokens spell just that: in a text
@@ -345,6 +376,11 @@ impl Follower {
     }
 }
 
+/// Whether the answer is over with this token.
+fn ends(mark: Option<Mark>) -> bool {
+    matches!(mark, Some(Mark::End | Mark::ResponseOpen))
+}
+
 /// The number in brackets that these bytes begin with, and what is behind it.
 fn numbered(bytes: &[u8]) -> Option<(u32, &[u8])> {
     let end = bytes.iter().position(|&byte| byte == b']')?;
@@ -375,16 +411,16 @@ impl Structure for Follower {
         if let (Place::Before, Subject::Call(open)) = (place, self.subject) {
             return Ok(std::iter::once(open).chain(self.forced()).collect());
         }
-        let ends = self.matcher.is_accepting().map_err(astray)?;
+        let complete = self.matcher.is_accepting().map_err(astray)?;
         let allowed = self.matcher.compute_mask_or_eos().map_err(astray)?;
         let can_stand = |id: &u32| match self.speaks(*id) {
             true => allowed.is_allowed(*id),
-            false => ends && self.lexicon.mark(*id) == Some(Mark::End),
+            false => complete && ends(self.lexicon.mark(*id)),
         };
         let mut proposed = candidates;
         let chosen = match Iterator::find(&mut proposed, can_stand) {
             Some(chosen) => chosen,
-            None if ends => self.lexicon.end().ok_or_else(|| lost("an answer cannot end"))?,
+            None if complete => self.lexicon.end().ok_or_else(|| lost("an answer cannot end"))?,
             None => self.any(&allowed).ok_or_else(|| lost("nothing may follow"))?,
         };
         let mut mended = vec![chosen];

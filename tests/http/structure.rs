@@ -100,6 +100,26 @@ async fn a_tool_that_is_offered_may_be_called_instead() {
 }
 
 #[tokio::test]
+async fn with_tools_the_answer_is_what_was_asked_for_or_calls_that_can_be_made() {
+    let app = App::new();
+    let weather = tool("weather", json!({"city": {"enum": ["Paris", "Rome"]}}), json!(["city"]));
+    for cue in ["hello", "think", "call", "both", "broken", "mixed", "between", "look", "person"] {
+        let answer =
+            app.chat(cue, json!({"seed": 1, "response_format": format(city()), "tools": [weather]})).await.ok();
+        let choice = &answer["choices"][0];
+        if choice["finish_reason"] == "stop" {
+            assert!(is_city(&content(&answer)), "{cue}: {answer}");
+            continue;
+        }
+        assert_eq!(choice["message"]["content"], Value::Null, "{cue}: {answer}");
+        let (name, arguments) = call(&answer);
+        let known = ["Paris", "Rome"].map(Value::from).contains(&arguments["city"]);
+        assert!(name == "weather" && known, "{cue}: {answer}");
+        assert!(["call", "both", "broken", "mixed", "between"].contains(&cue), "{cue}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_step_limit_holds_whatever_the_answer_must_be() {
     let app = App::new();
     let diffusion = json!({"max_denoising_steps": 1, "stability_threshold": 0, "confidence_threshold": 1000});
@@ -139,6 +159,14 @@ async fn forms_that_cannot_be_held_are_refused() {
         let error = app.chat("hello", fields.clone()).await.refused(400);
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
+    }
+    // Of a form in whose place a call comes, too.
+    let mut fields = schema(json!({"type": "nonsense"}));
+    for choice in ["auto", "required"] {
+        fields["tools"] = tools();
+        fields["tool_choice"] = json!(choice);
+        let error = app.chat("hello", fields.clone()).await.refused(400);
+        assert_eq!(error["param"], "response_format.json_schema.schema", "{error}");
     }
 }
 

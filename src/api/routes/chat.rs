@@ -61,8 +61,7 @@ pub(crate) async fn chat(
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: reflection.kwargs };
     let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
     let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
-    let asked = form::or_call(asked, tools.demanded);
-    let structure = form::blueprint(&state, asked, calls.instead()).await?;
+    let structure = form::blueprint(&state, asked, tools.expected).await?;
     let delivery = order.delivery;
     let plan = Plan {
         order,

@@ -87,23 +87,69 @@ fn a_thought_before_the_content_is_free() {
     fits_to(&mut *person, r#"{"name": "#, "<|channel>");
 }
 
+const CALL: &str = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|>";
+
+/// A tool to be called as in [`CALL`].
+fn weather_tool() -> CalledTool {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    CalledTool { name: "weather".to_owned(), parameters }
+}
+
+fn person_or_calls() -> Box<dyn Structure> {
+    structure(person(), Instead::Calls(vec![weather_tool()]))
+}
+
 #[test]
-fn a_call_may_take_the_contents_place_where_tools_are_offered() {
-    let call = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|><|tool_response>";
-    fit(&mut *structure(person(), Instead::Calls), call);
-    fits_to(&mut *structure(person(), Instead::Nothing), "", call);
-    fits_to(&mut *structure(person(), Instead::Calls), r#"{"name": "#, call);
+fn calls_may_take_the_contents_place_where_tools_are_offered() {
+    let mut either = person_or_calls();
+    for end in ["<|tool_response>", "<turn|>more"] {
+        fit(&mut *either, &format!("{CALL}{end}"));
+        fit(&mut *either, &format!("{CALL}{CALL}{end}"));
+        fit(&mut *either, &format!("{PERSON}{end}"));
+    }
+    fits_to(&mut *structure(person(), Instead::Nothing), "", CALL);
+    fits_to(&mut *either, r#"{"name": "#, CALL);
+    fits_to(&mut *either, PERSON, CALL);
+    // A call is one of the tools, as they are declared, and nothing follows it but further ones.
+    fits_to(&mut *either, "<|tool_call>", "weather Paris");
+    fits_to(&mut *either, "<|tool_call>call:", "story{}");
+    fits_to(&mut *either, "<|tool_call>call:weather{", "1");
+    for rest in ["The capital", "<|channel>", PERSON] {
+        fits_to(&mut *either, CALL, rest);
+    }
+    assert_eq!(mend(&mut *either, "", "The<|tool_call>{"), "<|tool_call>call:weather{city:<|\"|>");
+    assert_eq!(mend(&mut *either, CALL, "The capital<|tool_response>"), "<|tool_response>");
+    // Nobody is made to call.
+    assert_eq!(mend(&mut *either, "", "The capital"), r#"{"name": ""#);
+    for text in [format!("{CALL}{CALL}<|tool_response>"), format!("{PERSON}<turn|>")] {
+        let mut either = person_or_calls();
+        let ids = ids(&text);
+        for (at, &token) in ids.iter().enumerate() {
+            assert_eq!(either.fits(&ids[at..]).expect("followed"), ids.len() - at);
+            if at + 1 < ids.len() {
+                either.commit(&[token]).expect("it fits");
+            }
+        }
+    }
 }
 
-fn weather(parameters: Value) -> Form {
-    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters }])
-}
-
-/// Whether a call with these arguments is one that the tool's parameters allow; there are no spaces in it.
-fn may_be_called(parameters: &Value, arguments: &str) -> bool {
-    let mut call = structure(weather(parameters.clone()), Instead::Nothing);
-    let (fit, length) = fits(&mut *call, &format!("<|tool_call>call:weather{arguments}<tool_call|><|tool_response>"));
-    fit == length
+#[test]
+fn a_call_ends_a_thought() {
+    let thought = "<|channel>thought\nI look.";
+    let called = format!("{thought}{CALL}");
+    let mut either = person_or_calls();
+    fit(&mut *either, &format!("{called}<|tool_response>"));
+    fits_to(&mut *either, &called, PERSON);
+    // Where one must be made, that is it; where none may be, it is foreign.
+    let must = || structure(Form::Call(vec![weather_tool()]), Instead::Nothing);
+    fit(&mut *must(), &format!("{called}<|tool_response>"));
+    fits_to(&mut *must(), &format!("{thought}<|tool_call>call:"), "story{}");
+    let mut call = must();
+    call.commit(&ids(&called)).expect("it fits");
+    fit(&mut *call, "<|tool_response>");
+    let mut nothing = structure(person(), Instead::Nothing);
+    fits_to(&mut *nothing, thought, CALL);
+    assert_eq!(mend(&mut *nothing, thought, "more"), "<channel|>");
 }
 
 /// What comes of it when nothing is proposed.
@@ -144,6 +190,17 @@ fn a_token_that_the_tokeniser_does_not_know_stands_nowhere() {
     fit(&mut *person, PERSON);
     let mut call = structure(weather(json!({})), Instead::Nothing);
     assert_eq!(call.fits(&[ids("<|tool_call>")[0], beyond]), Ok(1));
+}
+
+fn weather(parameters: Value) -> Form {
+    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters }])
+}
+
+/// Whether a call with these arguments is one that the tool's parameters allow; there are no spaces in it.
+fn may_be_called(parameters: &Value, arguments: &str) -> bool {
+    let mut call = structure(weather(parameters.clone()), Instead::Nothing);
+    let (fit, length) = fits(&mut *call, &format!("<|tool_call>call:weather{arguments}<tool_call|><|tool_response>"));
+    fit == length
 }
 
 #[test]

@@ -74,8 +74,7 @@ pub(crate) async fn responses(
     let format = request.text.take().and_then(|text| text.format);
     let asked = form::of_responses(format.as_ref())?;
     let prompt = encode_chat(&state, chat, "input", reflection.field).await?;
-    let asked = form::or_call(asked, tools.demanded);
-    let structure = form::blueprint(&state, asked, calls.instead()).await?;
+    let structure = form::blueprint(&state, asked, tools.expected).await?;
     let delivery = order.delivery;
     let plan = Plan {
         order,
