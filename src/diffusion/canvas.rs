@@ -270,7 +270,8 @@ impl Canvas {
                 return Ok(());
             }
             if at < settled {
-                return Err(StructureError(format!("what was put before position {settled} does not fit")));
+                let message = format!("what was put before position {settled} does not fit");
+                return Err(StructureError::Astray(message));
             }
             let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
             settled = self.write(at, &mended).max(at + 1);

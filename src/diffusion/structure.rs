@@ -25,10 +25,16 @@ pub trait Structure: Send {
     fn commit(&mut self, tokens: &[u32]) -> Result<(), StructureError>;
 }
 
-/// The language cannot be followed any further: it is too large, or the text has gone astray.
+/// The language cannot be followed any further.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the structure cannot be followed: {0}")]
-pub struct StructureError(pub String);
+pub enum StructureError {
+    /// It takes more work than is done for an answer. Another try would come to the same end.
+    #[error("the schema is too complex to be followed: {0}; make its patterns and alternatives simpler")]
+    TooComplex(String),
+    /// The text has gone astray, which nobody's schema should bring about.
+    #[error("the structure cannot be followed: {0}")]
+    Astray(String),
+}
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use super::kv::Pages;
 use super::lane::{Lane, LaneId, Next, StepError};
 use super::metrics::{CanvasFigures, End, Outcome};
 use super::settings::need;
-use crate::diffusion::Progress;
+use crate::diffusion::{Progress, StructureError};
 use crate::pass::{EngineError, Output, SegmentError};
 
 /// A prompt gets a resume point at least every so many tokens.
@@ -201,7 +201,7 @@ impl Core {
         let told = self.families.get(&lane.family).is_some_and(|family| family.outcome == Outcome::Failed);
         let (prompt_tokens, canvas) = (lane.common.prompt.len(), lane.usage.canvases);
         match error {
-            JobError::Model(_) | JobError::Structure(_) if !told => {
+            JobError::Model(_) | JobError::Structure(StructureError::Astray(_)) if !told => {
                 tracing::error!(prompt_tokens, canvas, "a request failed: {error}")
             }
             _ => tracing::debug!(prompt_tokens, canvas, "a choice failed: {error}"),

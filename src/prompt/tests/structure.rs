@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::fixtures::{ids, plain};
 use crate::prompt::{CalledTool, Form, Instead, Opening};
-use crate::scheduler::Structure;
+use crate::scheduler::{Structure, StructureError};
 
 const PERSON: &str = r#"{"name": "Anna", "age": 30}"#;
 
@@ -363,6 +363,41 @@ fn a_schema_that_leads_in_circles_comes_to_an_end() {
     let mut tree = structure(Form::Schema(json!({"$ref": "#/$defs/node", "$defs": {"node": node}})), Instead::Nothing);
     fit(&mut *tree, r#"{"n": {"n": {"n": null}}}<turn|>"#);
     fits_to(&mut *tree, r#"{"n": {"n": null}"#, "<turn|>");
+}
+
+/// Mends 256 positions, in canvases of that many, something else being proposed each time.
+fn mended(rules: &Value, canvas: usize) -> Result<(), StructureError> {
+    let mut structure = structure(Form::Schema(rules.clone()), Instead::Nothing);
+    let mut text = Vec::new();
+    for position in 0..256 {
+        let mut proposed = (0..64).map(|rank| (position * 641 + rank * 89) % 3000 + 70);
+        text.extend(structure.mend(&text, &mut proposed)?);
+        if text.len() >= canvas {
+            structure.commit(&text)?;
+            text.clear();
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_schema_that_takes_too_much_work_is_given_up() {
+    for rules in [
+        json!({"type": "string", "format": "email"}),
+        json!({"type": "string", "format": "date-time"}),
+        json!({"type": "string", "format": "uri"}),
+        json!({"type": "string", "pattern": "^[A-Z][a-z]+( [A-Z][a-z]+){0,3}$"}),
+        json!({"type": "string", "minLength": 20, "maxLength": 2000}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": -123, "maximum": 987654}}),
+    ] {
+        assert_eq!(mended(&rules, usize::MAX), Ok(()), "{rules}");
+    }
+    // It must remember which of the last characters were vowels.
+    let hostile = json!({"type": "string", "pattern": "^.*[aeiou].{200}$"});
+    let error = mended(&hostile, usize::MAX).expect_err("too much work");
+    assert!(matches!(&error, StructureError::TooComplex(why) if why.contains("too long")), "{error}");
+    // What counts is the work on one canvas.
+    assert_eq!(mended(&hostile, 16), Ok(()));
 }
 
 /// Whether a value fits.
