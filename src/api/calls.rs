@@ -90,7 +90,10 @@ impl Toolbox {
                 format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
             return Err(ApiError::invalid(at("name"), message));
         }
-        self.callable.insert(&name);
+        if !self.callable.insert(&name) {
+            let message = format!("There are two tools named {}; give each its own name.", json!(name));
+            return Err(ApiError::invalid(at("name"), message));
+        }
         if wire.strict == Some(true) {
             self.callable.insert_strict(&name, wire.parameters.as_ref()).map_err(|error| {
                 let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");

@@ -60,9 +60,11 @@ pub struct UncheckedSchema {
 }
 
 impl CallableTools {
-    /// Adds a tool that may be called with any arguments; one that is strict stays so.
-    pub fn insert(&mut self, tool: &str) {
+    /// Adds a tool that may be called with any arguments, and says whether it is new; one that is not stays as it was.
+    pub fn insert(&mut self, tool: &str) -> bool {
+        let new = !self.0.contains_key(tool);
         self.0.entry(tool.to_owned()).or_default();
+        new
     }
 
     /// Adds a strict tool; no schema demands nothing.

@@ -170,6 +170,18 @@ async fn forms_that_cannot_be_held_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn two_tools_have_two_names() {
+    let app = App::new();
+    let twice =
+        json!([tool("f", json!({}), json!([])), tool("g", json!({}), json!([])), tool("f", json!({}), json!([]))]);
+    let error = app.chat("hello", json!({"tools": twice})).await.refused(400);
+    assert_eq!(error["param"], "tools[2].function.name");
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("its own name")), "{error}");
+    let body = json!({"model": MODEL, "input": "hello", "tools": [{"type": "function", "name": "f"}, {"type": "function", "name": "f"}]});
+    assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], "tools[1].name");
+}
+
 fn tool(name: &str, properties: Value, required: Value) -> Value {
     let parameters = json!({"type": "object", "properties": properties, "required": required});
     json!({"type": "function", "function": {"name": name, "parameters": parameters}})
