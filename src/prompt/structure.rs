@@ -89,15 +89,10 @@ impl Grammars {
         form: Form,
         instead: Instead,
     ) -> Result<Blueprint, PromptError> {
-        let deepest = match &form {
-            Form::Json => 0,
-            Form::Schema(schema) => depth::levels(schema),
-            Form::Call(tools) => tools.iter().map(|tool| depth::levels(&tool.parameters)).max().unwrap_or(0),
-        };
-        if deepest > depth::MOST {
-            let message =
-                format!("its references lead through {deepest} levels, at most {} can be followed", depth::MOST);
-            return Err(PromptError::Structure(message));
+        match &form {
+            Form::Json => {}
+            Form::Schema(schema) => depth::check([schema])?,
+            Form::Call(tools) => depth::check(tools.iter().map(|tool| &tool.parameters))?,
         }
         let (grammar, subject) = match form {
             Form::Json => (of_schema(json!({"type": "object"}))?, Subject::Content(instead)),

@@ -194,26 +194,55 @@ fn the_keys_of_a_call_are_those_that_its_tool_declares_in_alphabetical_order() {
     assert!(!may_be_called(&tree, "{tree:{leaf:1,twigs:[{leaf:{}}]}}"));
 }
 
+/// A schema whose references are a chain: `link` says what a definition is that refers to another, `name` what each is called.
+fn chain(links: usize, name: impl Fn(usize) -> String, link: impl Fn(Value) -> Value) -> Value {
+    let reference = |at: usize| json!({"$ref": format!("#/$defs/{}", name(at))});
+    let mut definitions: serde_json::Map<String, Value> =
+        (0..links).map(|at| (name(at), link(reference(at + 1)))).collect();
+    definitions.insert(name(links), json!({"type": "integer"}));
+    json!({"properties": {"a": reference(0)}, "required": ["a"], "$defs": definitions})
+}
+
+#[track_caller]
+fn assert_survived(schema: Value) {
+    for form in [weather(schema.clone()), Form::Schema(schema)] {
+        if let Err(error) = plain().blueprint(form, Instead::Nothing) {
+            assert!(!error.to_string().contains("too far"), "{error}");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_too_far(form: Form) {
+    let error = plain().blueprint(form, Instead::Nothing).map(drop).expect_err("too far");
+    assert!(error.to_string().contains("it leads too far"), "{error}");
+}
+
 #[test]
 fn references_may_be_a_long_chain_or_a_circle() {
-    let chain = |links: usize| {
-        let mut definitions = serde_json::Map::new();
-        for link in 0..links {
-            definitions.insert(format!("d{link}"), json!({"$ref": format!("#/$defs/d{}", link + 1)}));
-        }
-        definitions.insert(format!("d{links}"), json!({"type": "integer"}));
-        json!({"properties": {"a": {"$ref": "#/$defs/d0"}}, "required": ["a"], "$defs": definitions})
-    };
-    let understood = |form| plain().blueprint(form, Instead::Nothing).map(drop);
+    let plainly = |at: usize| format!("d{at}");
+    let itself = |further: Value| further;
     // As long as is let through: what is done with it must not run out of stack. Longer ones are refused.
-    for form in [weather(chain(2_400)), Form::Schema(chain(2_400))] {
-        if let Err(error) = understood(form) {
-            assert!(!error.to_string().contains("levels"), "{error}");
-        }
+    assert_survived(chain(2_400, plainly, itself));
+    assert_survived(chain(1_600, plainly, |further| json!({"items": further})));
+    assert_survived(chain(1_600, plainly, |further| json!({"type": "array", "items": further})));
+    assert_survived(chain(1_200, plainly, |further| json!({"anyOf": [further, {"type": "null"}]})));
+    let keyed = |further: Value| json!({"properties": {"a": true, "b": true, "c": true, "d": further, "e": true}});
+    assert_survived(chain(1_200, plainly, keyed));
+    let merged = |further: Value| json!({"type": "object", "properties": {"a": {}}, "$ref": further["$ref"]});
+    assert_survived(chain(1_600, plainly, merged));
+    let names: [fn(usize) -> String; 3] = [|at| format!("d{at}"), |at| format!("~1{at}"), |at| format!("~0{at}")];
+    for name in names {
+        assert_too_far(Form::Schema(chain(4_000, name, itself)));
+        assert_too_far(weather(chain(3_000, name, |further| json!({"anyOf": [further]}))));
+        assert_too_far(Form::Schema(chain(48_000, name, itself)));
     }
-    for form in [weather(chain(30_000)), Form::Schema(chain(30_000))] {
-        assert!(understood(form).expect_err("too long").to_string().contains("levels"));
+    // What a standard pointer finds is not what the library follows.
+    let mut decoys = chain(1_900, |at| format!("d~1{at}"), itself);
+    for at in 0..=1_900 {
+        decoys["$defs"][format!("d/{at}")] = json!(true);
     }
+    assert_too_far(Form::Schema(decoys));
     let circle = json!({
         "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "$defs": {"a": {"$ref": "#/$defs/a"}},
     });
