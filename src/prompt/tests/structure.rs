@@ -250,6 +250,95 @@ fn references_may_be_a_long_chain_or_a_circle() {
 }
 
 #[test]
+fn what_comes_back_to_itself_through_alternatives_alone_is_any_value() {
+    let of = |a: Value, b: Value| {
+        let root = json!({"$ref": "#/$defs/a"});
+        json!({"properties": {"x": root}, "required": ["x"], "$defs": {"a": a, "b": b}})
+    };
+    let [to_a, to_b] = ["a", "b"].map(|name| json!({"$ref": format!("#/$defs/{name}")}));
+    let nowhere = of(json!({"anyOf": [to_a, {"oneOf": [to_b]}]}), json!({"anyOf": [to_a, to_b]}));
+    assert!(may_be_called(&nowhere, "{x:1}") && may_be_called(&nowhere, "{x:[true]}"));
+    let somewhere = of(json!({"anyOf": [to_a, to_b]}), json!({"anyOf": [to_a, {"type": "integer"}]}));
+    assert!(may_be_called(&somewhere, "{x:1}") && !may_be_called(&somewhere, "{x:true}"));
+    // Arguments are an object even so.
+    let object = json!({"type": "object", "anyOf": [{"$ref": "#"}]});
+    assert!(may_be_called(&object, "{x:1}") && !may_be_called(&object, "1"));
+}
+
+#[test]
+fn objects_may_have_many_keys() {
+    let keys = |count: usize| (0..count).map(|key| format!("a{key}")).collect::<Vec<_>>();
+    let object = |count: usize, value: Value| {
+        let properties: serde_json::Map<String, Value> =
+            keys(count).into_iter().map(|key| (key, value.clone())).collect();
+        json!({"type": "object", "properties": properties, "additionalProperties": false})
+    };
+    assert_survived(object(4_500, json!({})));
+    assert_survived(object(4_500, json!(true)));
+    assert_survived(json!({"type": "object", "required": keys(4_500)}));
+    for count in [6_000, 450_000] {
+        assert_too_far(weather(object(count, json!(true))));
+        assert_too_far(Form::Schema(object(count, json!(true))));
+    }
+    // All of them, in their order.
+    let parameters = object(300, json!({"type": "integer"}));
+    let mut order = keys(300);
+    order.sort();
+    let pairs: Vec<String> = order.iter().map(|key| format!("{key}:1")).collect();
+    assert!(may_be_called(&parameters, &format!("{{{}}}", pairs.join(","))));
+    assert!(may_be_called(&parameters, "{a7:1,a99:2}") && !may_be_called(&parameters, "{a99:1,a7:2}"));
+    assert!(!may_be_called(&parameters, "{a7:1,}") && !may_be_called(&parameters, "{,a7:1}"));
+}
+
+#[test]
+fn lists_of_lists_and_types_named_twice_are_no_explosion() {
+    let nested = |kind: Value| {
+        let lists = (0..25).fold(json!({"type": "integer"}), |items, _| json!({"type": kind, "items": items}));
+        json!({"properties": {"a": lists}, "required": ["a"]})
+    };
+    for kind in [json!("array"), json!(["array", "array", "array"])] {
+        let parameters = nested(kind);
+        let value = format!("{}1{}", "[".repeat(25), "]".repeat(25));
+        assert!(may_be_called(&parameters, &format!("{{a:{value}}}")));
+        assert!(!may_be_called(&parameters, &format!("{{a:[{value}]}}")));
+    }
+}
+
+#[test]
+fn the_alternatives_beside_an_objects_keys_do_not_replace_it() {
+    let text = json!({"type": "string"});
+    let either = json!([{"required": ["city"]}, {"required": ["zip"]}]);
+    let place = |kind: &str| json!({"type": "object", "properties": {"city": text, "zip": text}, kind: either});
+    for parameters in [place("anyOf"), place("oneOf"), place("allOf"), json!({"type": "object", "anyOf": either})] {
+        assert!(may_be_called(&parameters, "{city:<|\"|>Rome<|\"|>}"), "{parameters}");
+        for bad in ["67.37", "<|\"|>Rome<|\"|>", "[]", "null"] {
+            assert!(!may_be_called(&parameters, bad), "{parameters} {bad}");
+        }
+    }
+    assert!(!may_be_called(&place("anyOf"), "{city:1}"));
+    let inside = json!({"properties": {"place": place("anyOf")}, "required": ["place"]});
+    assert!(may_be_called(&inside, "{place:{zip:<|\"|>1<|\"|>}}"));
+    assert!(!may_be_called(&inside, "{place:1}") && !may_be_called(&inside, "{place:{street:1}}"));
+    // Alternatives that are all objects are the arguments; where one may be something else, any object is.
+    let one = json!({"properties": {"n": {"type": "integer"}}, "required": ["n"]});
+    let defs = json!({"one": one, "other": {"type": "object", "properties": {"t": text}}});
+    let objects = json!([{"$ref": "#/$defs/one"}, {"$ref": "#/$defs/other"}]);
+    for union in [json!({"anyOf": objects, "$defs": defs}), json!({"type": "object", "oneOf": objects, "$defs": defs})]
+    {
+        assert!(may_be_called(&union, "{n:1}") && may_be_called(&union, "{}"), "{union}");
+        assert!(!may_be_called(&union, "{n:<|\"|>x<|\"|>}") && !may_be_called(&union, "1"), "{union}");
+    }
+    for loose in [
+        json!({"anyOf": [one, {"type": "integer"}]}),
+        json!({"anyOf": []}),
+        json!({"enum": [1, {}]}),
+        json!({"$ref": "#/x", "x": {"const": 1}}),
+    ] {
+        assert!(may_be_called(&loose, "{n:1}") && !may_be_called(&loose, "1"), "{loose}");
+    }
+}
+
+#[test]
 fn canvases_follow_each_other() {
     let mut person = structure(person(), Instead::Nothing);
     let tokens = ids(PERSON);
