@@ -29,6 +29,7 @@ impl Experts {
         KernelError::expect("down matrices of the experts", gate_up.len(), down.len())?;
         KernelError::below("no expert", 0, gate_up.len())?;
         let (hidden, inner) = (gate_up[0].inputs(), gate_up[0].outputs());
+        KernelError::below("inner width of the experts", 0, inner)?;
         let (first, last) = (&gate_up[0], &down[0]);
         for (gate_up, down) in gate_up.iter().zip(&down) {
             let gated = usize::from(gate_up.columns() == Columns::Gated && down.columns() == Columns::Plain);

@@ -225,6 +225,9 @@ impl Cpu {
         if let Some(soft) = &soft {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels().min(MOST_PANELS));
         let job = Job {
             path: self.checked(),
