@@ -33,6 +33,19 @@ pub struct LayerEnd<'a> {
 }
 
 impl Cpu {
+    /// Root-mean-square norm of each row of `x[rows, width]`: `x · (mean(x²) + eps)^(−½)`, times `weight[width]` where
+    /// given (as stored, no offset).
+    pub fn rms_norm(
+        &self,
+        x: &[f32],
+        width: usize,
+        weight: NormWeight<'_>,
+        eps: f32,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        self.rms_norms(x, width, [weight], eps, [out])
+    }
+
     /// Several norms of the same rows `x[rows, width]`, that differ in their weights: one output each.
     pub fn rms_norms<const N: usize>(
         &self,
