@@ -158,7 +158,7 @@ impl FirstHalf<'_> {
         let (rows, to) = unsafe {
             (
                 std::slice::from_raw_parts(self.rows.get().add(start * n), count * n),
-                std::slice::from_raw_parts_mut(self.to.get().add(start * width), count * width),
+                self.to.part(start * width, count * width),
             )
         };
         self.second.pack(count, n, |row| &rows[row * n..][..n], to);
@@ -266,7 +266,7 @@ impl Cpu {
             let columns = width.min(hidden - first);
             for row in 0..rows {
                 // SAFETY: this call owns columns `first .. first + columns` of every row.
-                let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * hidden + first), columns) };
+                let out = unsafe { to.part(row * hidden + first, columns) };
                 out.fill(0.0);
                 for slot in row * routing.top_k..(row + 1) * routing.top_k {
                     let weight = routing.weights[slot];

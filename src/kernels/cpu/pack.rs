@@ -324,7 +324,7 @@ impl Store {
         let to = Shared::new(&mut data);
         cpu.pool().run(panels, |panel| {
             // SAFETY: each panel is written by one call.
-            let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * inputs), PANEL * inputs) };
+            let to = unsafe { to.part(panel * PANEL * inputs, PANEL * inputs) };
             let mut row = vec![0.0; inputs];
             for lane in 0..PANEL {
                 let Some(bytes) = rows(panel * PANEL + lane) else { continue };
@@ -343,7 +343,7 @@ impl Store {
         let to = Shared::new(&mut data);
         cpu.pool().run(panels, |panel| {
             // SAFETY: each panel is written by one call.
-            let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(panel * PANEL * pairs), PANEL * pairs) };
+            let to = unsafe { to.part(panel * PANEL * pairs, PANEL * pairs) };
             for lane in 0..PANEL {
                 let Some(bytes) = rows(panel * PANEL + lane) else { continue };
                 for (pair, bytes) in bytes.chunks(4).enumerate() {
@@ -389,12 +389,8 @@ impl Store {
         let (to_records, to_supers) = strips.panel_mut();
         cpu.pool().run(panels, |panel| {
             // SAFETY: each panel is written by one call.
-            let (to_records, to_supers) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(to_records.get().add(panel * records), records),
-                    std::slice::from_raw_parts_mut(to_supers.get().add(panel * supers), supers),
-                )
-            };
+            let (to_records, to_supers) =
+                unsafe { (to_records.part(panel * records, records), to_supers.part(panel * supers, supers)) };
             for lane in 0..PANEL {
                 if let Some(row) = rows(panel * PANEL + lane) {
                     Strips::write(element, row, lane, to_records, to_supers);
