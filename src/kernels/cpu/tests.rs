@@ -97,11 +97,13 @@ fn a_path_can_be_forced_and_named() {
     for path in Path::ALL {
         assert_eq!(path.name(), format!("{path:?}").to_lowercase());
         match Cpu::new(1, Some(path)) {
-            Ok(cpu) => assert_eq!(cpu.path(), path),
-            Err(error) => assert_eq!(error, crate::KernelError::Unsupported(path)),
+            Ok(cpu) => assert!(cpu.path() == path && path.supported()),
+            Err(error) => assert!(error == crate::KernelError::Unsupported(path) && !path.supported()),
         }
     }
-    assert!(Cpu::new(1, None).unwrap().path() >= Path::Portable);
+    let best = Path::ALL.into_iter().filter(|path| path.supported()).max();
+    assert_eq!(Some(Path::detect()), best);
+    assert_eq!(Cpu::new(1, None).unwrap().path(), Path::detect());
 }
 
 #[test]
