@@ -223,8 +223,10 @@ fn quantizing_on_load_and_into_a_file_give_the_same_bits() {
             assert_eq!(logits(&fixture, &open(&Source::Gguf(path)).unwrap()), on_load, "{} {scheme}", fixture.name);
             let off = distance(&on_load, &wanted);
             println!("{} {scheme}: relative distance {off:.4}", fixture.name);
-            // Random weights have no slack; a choice of experts that tips over counts in full on the mixture fixture.
-            assert!(off < bound || fixture.name != "dense", "{} {scheme}: {off}", fixture.name);
+            // Random weights have no slack, and a choice of experts that tips over counts in full on the mixture fixture: it was
+            // 0.02, 0.14 and 0.26 away with none that does much. Logits that have nothing in common are √2 apart.
+            let bound = if fixture.name == "dense" { bound } else { 1.0 };
+            assert!(off < bound, "{} {scheme}: {off}", fixture.name);
         }
     }
 }
