@@ -98,8 +98,6 @@ pub struct Tuning {
     pub vocabulary_tile: Option<usize>,
     /// Which implementation computes.
     pub operations: Operations,
-    /// The kernels' instructions; `None` takes the best the processor has.
-    pub path: Option<cpu::Path>,
 }
 
 /// Which implementation of the four opaque operations computes.
@@ -147,7 +145,7 @@ fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backe
     let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
     let cpu = match own {
         true => {
-            let cpu = Cpu::new(options.threads.max(1), tuning.path.or(options.path));
+            let cpu = Cpu::new(options.threads.max(1), options.path);
             let cpu = cpu.map_err(|error| LoadError::Device(error.to_string()))?;
             Some(Arc::new(cpu.with_precision(options.precision)))
         }
