@@ -24,6 +24,7 @@ USER 65532:65532
 ENV CANVASD_HOST=0.0.0.0 CANVASD_PORT=8000
 EXPOSE 8000
 # SIGTERM drains: running answers may end within CANVASD_GRACE_SECONDS (30), new requests are refused.
+# Give it that long and a pass more before it is killed: docker stop --time, or terminationGracePeriodSeconds.
 STOPSIGNAL SIGTERM
 # Healthy as soon as the process lives; while a model is downloaded or loaded, which may take long, only GET /ready is red.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["canvasd", "health"]

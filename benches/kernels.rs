@@ -135,11 +135,12 @@ fn products_of(c: &mut Criterion<CpuTime>, cpu: &Cpu, name: &str) {
             Packing::Compact => format!("{element:?}"),
             Packing::Fast => "coarse".to_owned(),
         };
-        let shapes: [(usize, usize, usize); 6] = [
+        let shapes: [(usize, usize, usize); 7] = [
             (256, 2112, 2816),
             (256, 2816, 2112),
             (256, 2816, 704),
             (16, 1408, 2816),
+            (16, 2816, 2112),
             (16, 2816, 704),
             (1, 2816, 2816),
         ];

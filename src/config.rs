@@ -40,7 +40,8 @@ pub struct Config {
     pub device: Device,
     /// Type that the model's matrices are converted to; `None` keeps the one they are stored in.
     pub dtype: Option<NumberFormat>,
-    /// Quantization that the model's matrices are put into at load, such as `q8_0`; `None` keeps them as they are stored.
+    /// Quantization that the model's matrices are put into at load, such as `q8_0`; `None` keeps them as they are stored. Not
+    /// together with `dtype`.
     pub quantize: Option<String>,
     /// How activations enter the CPU's products with quantized matrices.
     pub precision: ProductPrecision,
@@ -172,6 +173,15 @@ pub enum NumberFormat {
     F32,
     /// 16-bit brain floating point: the published checkpoints' own format.
     Bf16,
+}
+
+impl fmt::Display for NumberFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NumberFormat::F32 => "f32",
+            NumberFormat::Bf16 => "bf16",
+        })
+    }
 }
 
 /// How activations enter products with quantized matrices.
@@ -386,6 +396,12 @@ impl Config {
             return Err(ConfigError::Contradiction(format!(
                 "cors_origins: {origin:?} is not what a browser sends: {why}; write scheme://host or scheme://host:port, or \
                  \"*\" for any"
+            )));
+        }
+        if let (Some(scheme), Some(dtype)) = (&self.quantize, self.dtype) {
+            return Err(ConfigError::Contradiction(format!(
+                "quantize ({scheme}) and dtype ({dtype}) undo each other: the matrices would be rounded into blocks and then \
+                 widened again, which saves nothing; leave one of them out"
             )));
         }
         if let Some(all) = self.max_rows_per_pass.filter(|all| self.encode_rows > *all) {

@@ -130,6 +130,30 @@ fn a_killed_download_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_stopped_quantization_leaves_nothing() {
+    let (place, out) = (Place::new(&demo()), tempfile::tempdir().unwrap());
+    let names = || std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let path = out.path().join("small.gguf");
+    let foreign = out.path().join("small.gguf.part");
+    std::fs::write(&foreign, "theirs").unwrap();
+    place.server.set(|behaviour| behaviour.hold = Some(0));
+    let mut command = place.canvasd(&["quantize", "own/er", path.to_str().unwrap()]);
+    let mut child = command.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.server.seen().iter().any(|seen| seen.path.starts_with("/stored/")) {
+        assert!(begun.elapsed() < Duration::from_secs(120), "the weights should be asked for");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(names().len(), 2, "the file is begun before the model is there");
+    assert!(!path.exists(), "half a file has no name yet");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(names(), ["small.gguf.part"]);
+    assert_eq!(std::fs::read(&foreign).unwrap(), b"theirs");
+}
+
+#[test]
 fn bytes_that_were_spoilt_on_disk_are_found_by_their_sum() {
     let bytes = noise(9 << 20, 8);
     let place = Place::new(&[("m.gguf", bytes)]);
@@ -201,6 +225,35 @@ fn a_log_gets_plain_lines_and_a_terminal_a_bar() {
     assert!(shown.contains("\ncanvasd: the model cannot be fetched"), "{shown:?}");
 }
 
+#[test]
+fn beside_a_log_a_download_is_an_event_of_the_log() {
+    let answer = |environment: &[(&str, &str)]| {
+        let place = Place::new(&demo());
+        let mut command =
+            place.canvasd(&["generate", "--model", "own/er", "--max-tokens", "3", "--seed", "1", "Hello"]);
+        let output = command.envs(environment.iter().copied()).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let json = answer(&[("CANVASD_LOG", "info"), ("CANVASD_LOG_FORMAT", "json")]);
+    let events = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    let told: Vec<_> = events.filter(|event| event["model"] == "own/er").collect();
+    assert!(told.len() >= 2 && told.len() <= 14, "{json}");
+    let last = told.last().unwrap();
+    assert!(last["message"] == "downloaded" && last["done_mib"] == last["total_mib"], "{json}");
+    assert!(answer(&[("CANVASD_LOG", "info")]).contains("downloading"));
+    assert_eq!(answer(&[("CANVASD_LOG", "off")]), "");
+    // On a terminal a person reads along, unless the log is for a machine.
+    let shown = |format: &str| {
+        let place = Place::new(&demo());
+        let mut command = place.canvasd(&["generate", "--model", "own/er", "--plain", "--max-tokens", "3", "Hello"]);
+        command.env("CANVASD_LOG_FORMAT", format);
+        on_terminal(command)
+    };
+    assert!(shown("text").contains("\r\x1b[K"));
+    assert!(!shown("json").contains('\x1b'));
+}
+
 /// Runs a command whose output is a terminal of 80 columns, and gives what it showed.
 fn on_terminal(mut command: Command) -> String {
     let (mut outer, mut inner) = (0, 0);
@@ -222,6 +275,22 @@ fn on_terminal(mut command: Command) -> String {
     }
     child.wait().unwrap();
     text(&shown)
+}
+
+#[test]
+fn a_file_that_cannot_be_checked_is_named() {
+    let place = Place::new(&[("m.gguf", noise(9, 1))]);
+    let told = |arguments: &[&str]| {
+        let output = place.run(arguments);
+        let log = text(&output.stderr);
+        assert!(output.status.success(), "{log}");
+        log.lines().filter(|line| line.contains("no sum") && line.contains("m.gguf")).count()
+    };
+    place.server.set(|behaviour| behaviour.unsummed = true);
+    assert_eq!(told(&["fetch", "own/er"]), 1);
+    assert_eq!(told(&["fetch", "--verify", "own/er"]), 1);
+    place.server.set(|behaviour| behaviour.unsummed = false);
+    assert_eq!(told(&["fetch", "--verify", "own/er"]), 0);
 }
 
 #[test]
@@ -263,6 +332,31 @@ fn every_refusal_says_what_to_do() {
 }
 
 #[test]
+fn what_this_machine_cannot_do_is_told_before_anything_is_fetched() {
+    let place = Place::new(&demo());
+    let say = |arguments: &[&str], path: &str| {
+        let output = place.canvasd(arguments).env("CANVASD_CPU_PATH", path).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let serve = ["serve", "--port", "0", "--model", "own/er"];
+    for (device, feature) in [("cuda", cfg!(feature = "cuda")), ("metal:1", cfg!(feature = "metal"))] {
+        if !feature {
+            let (code, error) = say(&[&serve[..], &["--device", device]].concat(), "");
+            assert!(error.contains("the model own/er cannot be loaded") && error.contains("build with"), "{error}");
+            assert_eq!(code, Some(3), "{error}");
+        }
+    }
+    for path in ["avx2", "avx512", "amx"] {
+        // The model inside the program tells what the processor lacks.
+        if say(&["generate", "--max-tokens", "1", "Hello"], path).0 == Some(3) {
+            let (code, error) = say(&serve, path);
+            assert!(code == Some(3) && error.contains("the device cannot be used"), "{error}");
+        }
+    }
+    assert!(place.server.seen().is_empty());
+}
+
+#[test]
 fn names_that_are_none() {
     let place = Place::new(&[]);
     for (name, what) in [
@@ -278,6 +372,13 @@ fn names_that_are_none() {
     }
     let twice = place.refused(&["serve", "--model", "a/b", "--model", "c/d"], 3);
     assert!(twice.contains("one server serves one model"), "{twice}");
+    // Advice is for those who can follow it.
+    let advice = "name no model to use the small one inside the program";
+    assert!(place.refused(&["inspect", "word"], 3).contains(advice));
+    for command in [&["fetch", "word"][..], &["quantize", "word", "out.gguf"], &["quantize", ".", "out.gguf"]] {
+        let error = place.refused(command, 3);
+        assert!(!error.contains(advice), "{error}");
+    }
     let local = place.refused(&["fetch", "."], 2);
     assert!(local.contains("is here already"), "{local}");
     assert!(place.server.seen().is_empty());

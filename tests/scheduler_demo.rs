@@ -1,12 +1,11 @@
-//! The scheduler with the checkpoint that ships: what a request gets is bit for bit the same alone and in any company,
-//! whatever was cached and with any number of threads.
+//! The scheduler with the checkpoint that ships, in every precision that is served: what a request gets is bit for bit the
+//! same alone and in any company, whatever was cached and with any number of threads.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use canvasd::checkpoint::{Source, open};
-use canvasd::model::{DeviceChoice, DiffusionGemma, LoadOptions};
+use canvasd::model::DiffusionGemma;
 use canvasd::pass::Denoiser;
 use canvasd::scheduler::{
     Choice, CommitGate, Core, Drafts, Draw, Event, FinishReason, Job, Penalties, Sampler, Settings, Ticket, Verdict,
@@ -14,10 +13,14 @@ use canvasd::scheduler::{
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-fn demo(threads: usize) -> DiffusionGemma {
-    let checkpoint = open(&Source::parse(None).expect("the demo")).expect("opens");
-    let options = LoadOptions { device: DeviceChoice::Cpu, threads, ..Default::default() };
-    DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).expect("loads")
+#[path = "support/served.rs"]
+mod served;
+
+use served::{SERVED, Served};
+
+fn demo(served: Served, threads: usize) -> DiffusionGemma {
+    let checkpoint = served.checkpoint();
+    DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &served.options(threads)).expect("loads")
 }
 
 /// Ends a text at the demo's end of turn.
@@ -94,8 +97,8 @@ struct World {
 }
 
 impl World {
-    fn new(threads: usize, settings: Settings) -> World {
-        let mut model = demo(threads);
+    fn new(served: Served, threads: usize, settings: Settings) -> World {
+        let mut model = demo(served, threads);
         let (core, capacity) = Core::new(model.limits(), &settings, Instant::now()).expect("fits");
         model.reserve(capacity).expect("reserved");
         World { model, core }
@@ -136,11 +139,14 @@ fn cases() -> u32 {
 /// Requests with random companions that join at random passes, and some of which leave.
 #[test]
 fn company_changes_no_bit() {
+    SERVED.into_iter().for_each(company_changes_no_bit_of);
+}
+
+fn company_changes_no_bit_of(served: Served) {
     let roomy = Settings { kv_bytes: 64 << 20, unread_canvases: 100, ..Settings::default() };
-    let lonely = RefCell::new(World::new(1, Settings { prefix_cache_bytes: Some(0), ..roomy.clone() }));
-    let crowded: Vec<World> =
-        [1, 2].map(|threads| World::new(threads, Settings { encode_rows: 64, max_running: 5, ..roomy.clone() })).into();
-    let crowded = RefCell::new(crowded);
+    let lonely = RefCell::new(World::new(served, 1, Settings { prefix_cache_bytes: Some(0), ..roomy.clone() }));
+    let crowd = Settings { encode_rows: 64, max_running: 5, ..roomy };
+    let crowded = RefCell::new([1, 2].map(|threads| World::new(served, threads, crowd.clone())));
     let plays = proptest::collection::vec((wanted(), 0usize..4, proptest::option::weighted(0.2, 1usize..5)), 2..7);
     let mut runner = TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
     let result = runner.run(&plays, |plays| {
@@ -166,27 +172,31 @@ fn company_changes_no_bit() {
         Ok(())
     });
     if let Err(error) = result {
-        panic!("{error}");
+        panic!("{served:?}: {error}");
     }
 }
 
 /// Streams at once (`CANVASD_STREAMS`, 16 by default), each the same as alone.
 #[test]
 fn many_streams_at_once_all_finish() {
+    SERVED.into_iter().for_each(many_streams_all_finish);
+}
+
+fn many_streams_all_finish(served: Served) {
     let streams = std::env::var("CANVASD_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(16);
     let settings =
         Settings { max_running: 256, queue: streams, kv_bytes: 256 << 20, unread_canvases: 100, ..Settings::default() };
-    let mut world = World::new(2, settings.clone());
-    let mut lonely = World::new(2, settings);
+    let mut world = World::new(served, 2, settings.clone());
+    let mut lonely = World::new(served, 2, settings);
     let make = |i: usize| Wanted { head: i as u32 % 3, length: i % 40, seed: i as u64, n: 1, max_tokens: 30, steps: 2 };
     let begun = Instant::now();
     let mut open: Vec<_> = (0..streams).map(|i| world.submit(&make(i))).collect();
     while world.pass() {}
-    println!("{streams} streams in {:?}", begun.elapsed());
+    println!("{served:?}: {streams} streams in {:?}", begun.elapsed());
     for (i, (ticket, told)) in open.iter_mut().enumerate() {
-        assert!(read(ticket, told), "stream {i} has no end");
+        assert!(read(ticket, told), "{served:?}: stream {i} has no end");
         if i % 16 == 0 {
-            assert_eq!(*told, lonely.alone(&make(i)));
+            assert_eq!(*told, lonely.alone(&make(i)), "{served:?}");
         }
     }
 }
@@ -216,15 +226,19 @@ fn ask(world: &mut World, prompt: Vec<u32>, common: usize) -> (Told, usize) {
 /// window's length and of every length within a page (`CANVASD_THOROUGH=1`; a few of them by default).
 #[test]
 fn a_common_beginning_changes_no_bit_around_the_window_and_within_a_page() {
+    SERVED.into_iter().for_each(a_common_beginning_changes_no_bit_of);
+}
+
+fn a_common_beginning_changes_no_bit_of(served: Served) {
     let settings = Settings { kv_bytes: 64 << 20, unread_canvases: 100, ..Settings::default() };
-    let mut lonely = World::new(2, Settings { prefix_cache_bytes: Some(0), ..settings.clone() });
+    let mut lonely = World::new(served, 2, Settings { prefix_cache_bytes: Some(0), ..settings.clone() });
     let limits = lonely.model.limits().clone();
     let (window, page) = (limits.window, limits.page_tokens);
     let thorough = std::env::var_os("CANVASD_THOROUGH").is_some();
     let every = if thorough { 1 } else { page / 4 };
     let around = (window - 2..=window + 2).filter(|length| thorough || *length != window - 1);
     let within = (page..=2 * page).step_by(every).chain([2 * page - 1, 2 * page + 1]);
-    let mut world = World::new(2, settings);
+    let mut world = World::new(served, 2, settings);
     for (salt, common) in around.chain(within).enumerate() {
         let text = |n: usize, salt: usize| (0..n).map(move |i| (40 + (salt * 131 + i * i * 7 + i) % 2000) as u32);
         let head: Vec<u32> = [2].into_iter().chain(text(common - 1, salt)).collect();
@@ -233,7 +247,7 @@ fn a_common_beginning_changes_no_bit_around_the_window_and_within_a_page() {
         assert_eq!(ask(&mut world, first, common).1, 0, "nothing is shared with those before");
         let (told, cached) = ask(&mut world, second.clone(), common);
         assert_eq!(cached, common / page * page, "a beginning of {common} is resumed at the page before its end");
-        assert_eq!(told, ask(&mut lonely, second, common).0, "a beginning of {common}");
+        assert_eq!(told, ask(&mut lonely, second, common).0, "{served:?}: a beginning of {common}");
         assert_eq!(world.core.audit(), Ok(()));
     }
 }

@@ -4,6 +4,7 @@
 //! accepts fields it does not know and remembers their names. Never panics, never reads more than the limit.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -19,9 +20,14 @@ use super::state::AppState;
 /// Names the fields of a request that had no effect because nobody here knows them.
 pub(crate) const IGNORED: HeaderName = HeaderName::from_static("x-canvasd-ignored");
 
-/// Most field names that the header lists, and most bytes it takes.
+/// Most field names that the header lists, and most bytes they take together.
 const IGNORED_FIELDS: usize = 32;
 const IGNORED_BYTES: usize = 1024;
+/// Stands at the end of a list that lacks some of them.
+const MORE: &str = "...";
+/// Most characters of a field's own name, which may itself be a document, and of its whole path: so short that several fit.
+const LONGEST_NAME: usize = 64;
+const LONGEST_PATH: usize = 256;
 /// How many times the limit is read of a body that is too large.
 const DISCARDED: usize = 4;
 
@@ -31,34 +37,53 @@ pub(crate) struct Body<T> {
     pub value: T,
     /// What of it nobody understood.
     pub ignored: Ignored,
+    /// When the request's head was there, and its body on the way.
+    pub arrived: Instant,
 }
 
 /// Paths of unknown fields.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Ignored(BTreeSet<String>);
+pub(crate) struct Ignored {
+    paths: BTreeSet<String>,
+    /// Whether there were more than can be listed.
+    more: bool,
+}
 
 impl Ignored {
-    /// One more field without effect.
-    pub(crate) fn add(&mut self, path: String) {
-        self.0.insert(path);
+    /// One more field without effect: `name`, within what `parent` names where that is not empty.
+    pub(crate) fn add(&mut self, parent: &str, name: &str) {
+        self.add_path(joined(parent, name));
+    }
+
+    fn add_path(&mut self, path: String) {
+        let path: String = path.chars().take(LONGEST_PATH).collect();
+        if self.paths.len() < IGNORED_FIELDS {
+            self.paths.insert(path);
+        } else {
+            self.more |= !self.paths.contains(&path);
+        }
     }
 
     /// Lists the fields in the response's header; does nothing when there are none.
     pub(crate) fn attach(&self, mut response: Response) -> Response {
         let mut list = String::new();
-        for name in self.0.iter().take(IGNORED_FIELDS) {
+        let mut more = self.more;
+        for path in &self.paths {
             // A field name may hold anything; a header may not.
-            let name: String = name.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect();
-            if list.len() + name.len() > IGNORED_BYTES {
-                break;
+            let path: String = path.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect();
+            if list.len() + path.len() > IGNORED_BYTES {
+                // A shorter one behind it may fit.
+                more = true;
+                continue;
             }
-            if !list.is_empty() {
-                list.push_str(", ");
-            }
-            list.push_str(&name);
+            list += if list.is_empty() { "" } else { ", " };
+            list += &path;
         }
-        if !self.0.is_empty()
-            && let Ok(value) = HeaderValue::try_from(if list.is_empty() { "?".to_owned() } else { list })
+        if more {
+            list = format!("{list}, {MORE}");
+        }
+        if !self.paths.is_empty()
+            && let Ok(value) = HeaderValue::try_from(list)
         {
             response.headers_mut().insert(IGNORED, value);
         }
@@ -66,10 +91,17 @@ impl Ignored {
     }
 }
 
+/// A field's path, its own name cut.
+fn joined(parent: &str, name: &str) -> String {
+    let name: String = name.chars().take(LONGEST_NAME).collect();
+    if parent.is_empty() { name } else { format!("{parent}.{name}") }
+}
+
 impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
         let settings = state.settings();
         check_content_type(request.headers())?;
         check_encoding(request.headers())?;
@@ -83,7 +115,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
             Err(_) => return Err(ApiError::of_status(StatusCode::REQUEST_TIMEOUT)),
             Ok(read) => read?,
         };
-        parse(&bytes)
+        Ok(Body { arrived, ..parse(&bytes)? })
     }
 }
 
@@ -144,7 +176,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// Parses a body; a byte order mark in front is skipped.
+/// Parses a body that arrives now; a byte order mark in front is skipped.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let wrong = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);
@@ -160,13 +192,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
             Err(error) => wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"),
         });
     }
-    let mut ignored = BTreeSet::new();
+    let (mut ignored, arrived) = (Ignored::default(), Instant::now());
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let mut note = |path: serde_ignored::Path<'_>| {
-        if ignored.len() < IGNORED_FIELDS {
-            ignored.insert(plain_path(&path));
-        }
-    };
+    let mut note = |path: serde_ignored::Path<'_>| ignored.add_path(plain_path(&path));
     let watching = serde_ignored::Deserializer::new(Exact(&mut json), &mut note);
     let value = serde_path_to_error::deserialize(watching).map_err(|error| {
         let path = error.path().to_string();
@@ -184,7 +212,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Body<T>, ApiErr
         }
     })?;
     json.end().map_err(|error| wrong(format!("The request body is not valid JSON: {error}.")).code("invalid_json"))?;
-    Ok(Body { value, ignored: Ignored(ignored) })
+    Ok(Body { value, ignored, arrived })
 }
 
 /// A complaint about a value in the words of JSON rather than of this program's types.
@@ -231,12 +259,7 @@ fn plain_path(path: &serde_ignored::Path<'_>) -> String {
     match path {
         Path::Root => String::new(),
         Path::Seq { parent, index } => format!("{}[{index}]", plain_path(parent)),
-        Path::Map { parent, key } => {
-            let parent = plain_path(parent);
-            // Cut a name that is itself a document.
-            let key: String = key.chars().take(64).collect();
-            if parent.is_empty() { key } else { format!("{parent}.{key}") }
-        }
+        Path::Map { parent, key } => joined(&plain_path(parent), key),
         Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => plain_path(parent),
     }
 }
@@ -346,5 +369,31 @@ mod tests {
         let body = parse::<Outer>(format!("{{{}}}", fields.join(",")).as_bytes()).unwrap();
         let response = body.ignored.attach(Response::default());
         assert!(response.headers()[IGNORED].len() <= 2 * IGNORED_BYTES);
+    }
+
+    #[test]
+    fn a_list_of_ignored_fields_that_lacks_some_says_so() {
+        let list = |fields: &[String]| {
+            let body = format!("{{{}}}", fields.join(","));
+            let response = parse::<Outer>(body.as_bytes()).unwrap().ignored.attach(Response::default());
+            response.headers()[IGNORED].to_str().unwrap().to_owned()
+        };
+        let numbered = |count: usize| (0..count).map(|i| format!("\"f{i:02}\":1")).collect::<Vec<_>>();
+        assert!(list(&numbered(IGNORED_FIELDS)).ends_with(", f31"));
+        assert!(list(&numbered(61)).ends_with(", f31, ..."));
+        assert_eq!(list(&numbered(61)).split(", ").count(), IGNORED_FIELDS + 1);
+        let mut ignored = Ignored::default();
+        for (parent, name) in [("kwargs", "k".repeat(1100)), ("", "zzz".into())] {
+            ignored.add(parent, &name);
+        }
+        let response = ignored.attach(Response::default());
+        assert_eq!(response.headers()[IGNORED], format!("kwargs.{}, zzz", "k".repeat(64)));
+        for i in 0..8 {
+            ignored.add(&format!("{i}{}", "p".repeat(300)), "x");
+        }
+        // What is too long keeps nothing that is shorter out of the list.
+        let response = ignored.attach(Response::default());
+        let list = response.headers()[IGNORED].to_str().unwrap();
+        assert!(list.ends_with(", zzz, ...") && list.len() <= IGNORED_BYTES + 80, "{list}");
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::wire::either::ToolChoice;
 use super::wire::options::{Function, NamedTool, Tool};
-use crate::prompt::{CallableTools, CalledTool, Dialect, Instead};
+use crate::prompt::{CallableTools, CalledTool, Dialect};
 
 /// Longest name of a tool, as in the original API.
 const TOOL_NAME: usize = 64;
@@ -31,14 +31,28 @@ impl Calls {
         }
     }
 
-    /// Whether a call may stand where content of a given form is wanted.
-    pub(crate) fn instead(self) -> Instead {
-        if self == Calls::None { Instead::Nothing } else { Instead::Calls }
-    }
-
     /// How a chat answer is read accordingly.
     pub(crate) fn dialect(self) -> Dialect {
         if self == Calls::None { Dialect::ChatWithoutTools } else { Dialect::Chat }
+    }
+}
+
+/// What calls an answer may consist of.
+#[derive(Debug, Default)]
+pub(crate) enum Expected {
+    /// None: no tools are offered.
+    #[default]
+    Nothing,
+    /// Calls of these tools, where the model makes any.
+    Offered(Vec<CalledTool>),
+    /// A call of one of these tools.
+    Demanded(Vec<CalledTool>),
+}
+
+impl Expected {
+    /// Of a request that offers these and demands nothing.
+    fn of(tools: Vec<CalledTool>) -> Expected {
+        if tools.is_empty() { Expected::Nothing } else { Expected::Offered(tools) }
     }
 }
 
@@ -49,8 +63,8 @@ pub(crate) struct Toolbox {
     pub declared: Vec<Value>,
     /// What may be called, and how.
     pub callable: CallableTools,
-    /// The tools of which one must be called, where the request demands it.
-    pub demanded: Option<Vec<CalledTool>>,
+    /// What calls of them an answer may, or must, consist of.
+    pub expected: Expected,
 }
 
 impl Toolbox {
@@ -76,7 +90,10 @@ impl Toolbox {
                 format!("A tool's name is made of letters, digits, '_', '-' and '.', at most {TOOL_NAME} of them.");
             return Err(ApiError::invalid(at("name"), message));
         }
-        self.callable.insert(&name);
+        if !self.callable.insert(&name) {
+            let message = format!("There are two tools named {}; give each its own name.", json!(name));
+            return Err(ApiError::invalid(at("name"), message));
+        }
         if wire.strict == Some(true) {
             self.callable.insert_strict(&name, wire.parameters.as_ref()).map_err(|error| {
                 let message = format!("A strict tool's calls are checked, but {error}; leave it or 'strict' out.");
@@ -97,21 +114,22 @@ impl Toolbox {
 
     /// These tools, or none where `choice` says so; it may demand a call, too.
     pub(crate) fn offered(mut self, choice: Option<ToolChoice>) -> Result<Toolbox, ApiError> {
-        match choice {
-            None => {}
+        let tools: Vec<CalledTool> = self.tools().collect();
+        self.expected = match choice {
+            None => Expected::of(tools),
             Some(ToolChoice::Mode(mode)) => match mode.as_str() {
-                "auto" => {}
+                "auto" => Expected::of(tools),
                 "none" => return Ok(Toolbox::default()),
-                "required" if self.declared.is_empty() => {
+                "required" if tools.is_empty() => {
                     let message =
                         "'tool_choice' demands a call, but there are no 'tools'; send those that may be called.";
                     return Err(ApiError::invalid("tool_choice", message));
                 }
-                "required" => self.demanded = Some(self.tools().collect()),
+                "required" => Expected::Demanded(tools),
                 _ => return Err(unknown_choice("tool_choice")),
             },
-            Some(ToolChoice::Named(tool)) => self.demanded = Some(vec![self.named(tool)?]),
-        }
+            Some(ToolChoice::Named(tool)) => Expected::Demanded(vec![self.named(tool)?]),
+        };
         Ok(self)
     }
 

@@ -2,16 +2,14 @@
 //!
 //! Refuses what the model cannot take (images, audio, files) and what contradicts itself, by the path of the field.
 
-use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::body::{Ignored, in_json_words};
-use super::error::{ApiError, sentence};
+use super::error::ApiError;
 use super::open_calls::{CallForm, OpenCalls};
-use super::state::AppState;
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::Content;
-use crate::prompt::{self, Chat, Fault, PromptError, Text, Thinking};
+use crate::prompt::{self, Text, Thinking};
 
 /// The messages as `prompt` knows them; `field` is the request's name for them.
 pub(crate) fn messages(wire: Option<Vec<Message>>, field: &str) -> Result<Vec<prompt::Message>, ApiError> {
@@ -198,41 +196,7 @@ impl Reflection {
     /// Notes the variables that the template does not read: they have no effect.
     pub(crate) fn note_unread(&self, text: &Text, ignored: &mut Ignored) {
         for key in self.kwargs.keys().filter(|key| !text.reads(key)) {
-            ignored.add(format!("chat_template_kwargs.{key}"));
+            ignored.add("chat_template_kwargs", key);
         }
-    }
-}
-
-/// Renders and tokenizes, off the threads that serve connections: a long conversation takes its time. `messages` and
-/// `thinking` are the request's names for what errors may be about.
-pub(crate) async fn encode_chat(
-    state: &AppState,
-    chat: Chat,
-    messages: &'static str,
-    thinking: &'static str,
-) -> Result<prompt::Prompt, ApiError> {
-    let text = state.text().clone();
-    aside(move || text.render(&chat)).await?.map_err(|error| match error.fault() {
-        Fault::Thinking => {
-            let message = format!("This checkpoint's chat template knows no thinking; leave '{thinking}' out.");
-            ApiError::unsupported(thinking, message)
-        }
-        _ => of_prompt(&error, messages),
-    })
-}
-
-/// Runs work that takes the processor for long.
-pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::of_status(StatusCode::INTERNAL_SERVER_ERROR))
-}
-
-/// An error between text and tokens, as the client sees it; `messages` is the request's name for what was rendered or compiled.
-pub(crate) fn of_prompt(error: &PromptError, messages: &str) -> ApiError {
-    let message = sentence(&error.to_string());
-    match error.fault() {
-        Fault::Messages | Fault::Form => ApiError::invalid(messages, message),
-        Fault::Tools => ApiError::unsupported("tools", message),
-        Fault::Thinking | Fault::Kwargs => ApiError::invalid("chat_template_kwargs", message),
-        Fault::Checkpoint => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("checkpoint"),
     }
 }

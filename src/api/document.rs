@@ -51,8 +51,9 @@ fn event_of(data: Value) -> Value {
     info(
         title = "canvasd",
         description = "Text-diffusion language models behind the OpenAI HTTP API. Fields that are not listed are \
-                       accepted, have no effect, and are named in the response header `x-canvasd-ignored`. `null` is \
-                       the same as absence."
+                       accepted, have no effect, and are named in the response header `x-canvasd-ignored`, up to 32 of \
+                       them in about 1,024 bytes; a list that lacks some ends with `...`. `null` is the same as \
+                       absence."
     ),
     paths(
         chat::chat,

@@ -15,7 +15,7 @@ use super::order::ProgressPlan;
 use super::wire::options::ProgressMode;
 use super::wire::progress::ProgressFrame;
 use crate::prompt::{Channel, Dialect, TextReader};
-use crate::scheduler::{Draft, Phase};
+use crate::scheduler::{Committed, Draft, LastStep, Phase};
 
 /// What drafts are measured by.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +39,6 @@ pub(crate) struct Drafting {
     commits: usize,
     /// A draft that is not shown yet.
     held: Option<Draft>,
-    /// The last draft of this canvas, shown or not: its numbers close the canvas.
-    last: Option<Draft>,
     /// What is on the client's screen for this canvas.
     shown: String,
     not_before: Instant,
@@ -64,7 +62,6 @@ impl Drafting {
             offset: 0,
             commits: 0,
             held: None,
-            last: None,
             shown: String::new(),
             not_before: Instant::now(),
             seq: 0,
@@ -97,13 +94,11 @@ impl Drafting {
                 Ordering::Less => self.held = None,
                 // Its canvas's predecessor is committed but not read yet: the event will wake the voice.
                 Ordering::Greater => return future::pending().await,
-                // The frame of a commit goes out with the event, which is about to come.
-                Ordering::Equal if held.phase == Phase::Commit => self.last = self.held.take(),
                 Ordering::Equal => {
                     sleep_until(self.not_before).await;
                     if self.drafts.has_changed().unwrap_or(false) {
                         // Something newer came in the meantime.
-                        self.last = self.held.take();
+                        self.held = None;
                     } else if let Some(draft) = self.held.take() {
                         return draft;
                     }
@@ -112,18 +107,12 @@ impl Drafting {
         }
     }
 
-    /// The frame that ends a canvas of so many steps and tokens; its delta follows.
-    pub(crate) fn committed(&mut self, steps: usize, tokens: usize) -> ProgressFrame {
-        let mut frame = match self.held.take_if(|held| held.canvas == self.commits).or_else(|| self.last.take()) {
-            Some(draft) => self.frame(&draft),
-            None => self.blank(),
-        };
-        frame.phase = phase_name(Phase::Commit);
-        frame.step = steps;
+    /// The frame that ends a canvas; its delta follows. Which drafts were read makes no difference to it.
+    pub(crate) fn committed(&mut self, committed: &Committed) -> ProgressFrame {
+        let mut frame = self.frame("commit", committed.steps, committed.last_step, committed.elapsed);
         self.put(&mut frame, String::new());
         self.commits += 1;
-        self.offset += tokens;
-        self.last = None;
+        self.offset += committed.tokens.len();
         frame
     }
 
@@ -131,11 +120,10 @@ impl Drafting {
         let room = self.bounds.max_tokens.saturating_sub(draft.offset_tokens);
         let tokens = &draft.tokens[..draft.tokens.len().min(room)];
         let read = text.draft(tokens);
-        let mut frame = self.frame(&draft);
+        let mut frame = self.frame(phase_name(draft.phase), draft.step, draft.last_step, draft.elapsed);
         frame.channel = self.channel_name(read.channel);
         self.put(&mut frame, read.text);
         self.not_before = Instant::now() + self.plan.pause;
-        self.last = Some(draft);
         frame
     }
 
@@ -151,25 +139,8 @@ impl Drafting {
         }
     }
 
-    /// Everything but the text.
-    fn frame(&mut self, draft: &Draft) -> ProgressFrame {
-        ProgressFrame {
-            canvas: draft.canvas,
-            offset_tokens: draft.offset_tokens,
-            phase: phase_name(draft.phase),
-            step: draft.step,
-            max_steps: draft.max_steps,
-            settled: draft.settled,
-            changed: draft.changed,
-            mean_entropy: if draft.mean_entropy.is_finite() { draft.mean_entropy } else { 0.0 },
-            batch: draft.batch,
-            elapsed_ms: milliseconds(draft.elapsed),
-            ..self.blank()
-        }
-    }
-
-    /// A frame of this canvas of which nothing is known.
-    fn blank(&mut self) -> ProgressFrame {
+    /// Everything but the text, of the canvas under way.
+    fn frame(&mut self, phase: &'static str, step: usize, last: LastStep, elapsed: Duration) -> ProgressFrame {
         let seq = self.seq;
         self.seq += 1;
         ProgressFrame {
@@ -179,14 +150,14 @@ impl Drafting {
             seq,
             canvas: self.commits,
             offset_tokens: self.offset,
-            phase: phase_name(Phase::Queued),
-            step: 0,
+            phase,
+            step,
             max_steps: self.bounds.max_steps,
-            settled: 0,
-            changed: 0,
-            mean_entropy: 0.0,
-            batch: 0,
-            elapsed_ms: 0,
+            settled: last.settled,
+            changed: last.changed,
+            mean_entropy: if last.mean_entropy.is_finite() { last.mean_entropy } else { 0.0 },
+            batch: last.batch,
+            elapsed_ms: milliseconds(elapsed),
             channel: self.channel_name(Channel::Content),
             text: None,
             edits: None,
@@ -208,10 +179,44 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Queued => "queued",
         Phase::Encode => "encode",
         Phase::Denoise => "denoise",
-        Phase::Commit => "commit",
     }
 }
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scheduler's events and drafts have two ways, and which comes first is chance.
+    #[test]
+    fn a_commit_has_its_own_numbers_whatever_drafts_were_read() {
+        let last_step = LastStep { settled: 60, changed: 3, mean_entropy: 0.25, batch: 7 };
+        let committed =
+            Committed { canvas: 0, tokens: Vec::new(), steps: 9, last_step, elapsed: Duration::from_millis(120) };
+        let draft = |step, last_step| Draft {
+            phase: Phase::Denoise,
+            canvas: 0,
+            offset_tokens: 0,
+            step,
+            max_steps: 12,
+            tokens: [1, 2, 3].into(),
+            last_step,
+            elapsed: Duration::from_millis(100),
+        };
+        let older = LastStep { settled: 5, changed: 50, mean_entropy: 2.0, batch: 1 };
+        for held in [None, Some(draft(0, LastStep::default())), Some(draft(8, older)), Some(draft(9, last_step))] {
+            let (_sender, drafts) = watch::channel(None);
+            let plan = ProgressPlan { every: 1, mode: ProgressMode::Stats, pause: Duration::ZERO };
+            let bounds = Bounds { max_tokens: 64, max_steps: 12 };
+            let mut drafting = Drafting::new(0, drafts, plan, Dialect::Raw, bounds);
+            drafting.held = held;
+            let frame = drafting.committed(&committed);
+            assert_eq!((frame.phase, frame.canvas, frame.step, frame.max_steps), ("commit", 0, 9, 12));
+            assert_eq!((frame.settled, frame.changed, frame.mean_entropy), (60, 3, 0.25));
+            assert_eq!((frame.batch, frame.elapsed_ms), (7, 120));
+        }
+    }
 }

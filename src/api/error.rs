@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::scheduler::{JobError, Refusal};
+use crate::scheduler::{JobError, Refusal, StructureError};
 
 /// The body of every answer that is not a success.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -162,7 +162,8 @@ impl From<&JobError> for ApiError {
         let (status, code) = match error {
             JobError::DeadlineExceeded => (StatusCode::SERVICE_UNAVAILABLE, "deadline_exceeded"),
             JobError::Model(_) => (StatusCode::INTERNAL_SERVER_ERROR, "model_failed"),
-            JobError::Structure(_) => (StatusCode::INTERNAL_SERVER_ERROR, "structure_failed"),
+            JobError::Structure(StructureError::TooComplex(_)) => (StatusCode::BAD_REQUEST, "structure_too_complex"),
+            JobError::Structure(StructureError::Astray(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "structure_failed"),
             JobError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
             JobError::Stalled => (StatusCode::REQUEST_TIMEOUT, "reader_stalled"),
@@ -228,6 +229,7 @@ mod tests {
         let failures = [
             JobError::DeadlineExceeded,
             JobError::Model("row 0 is damaged".into()),
+            JobError::Structure(StructureError::TooComplex("that takes too long".into())),
             JobError::ShutDown,
             JobError::Stopped,
             JobError::Stalled,
@@ -238,5 +240,7 @@ mod tests {
             assert!(message.starts_with(char::is_uppercase) && message.ends_with('.'), "{message}");
         }
         assert_eq!(ApiError::from(&failures[1]).body().error.message, "The model failed: row 0 is damaged.");
+        // A second try would end the same.
+        assert_eq!(ApiError::from(&failures[2]).status(), StatusCode::BAD_REQUEST);
     }
 }

@@ -3,12 +3,13 @@
 
 use serde_json::{Value, json};
 
-use super::conversation::aside;
+use super::calls::Expected;
 use super::error::ApiError;
+use super::prompts::of_prompt;
 use super::state::AppState;
 use super::wire::options::{JsonSchemaFormat, ResponseFormat};
 use super::wire::responses::TextFormat;
-use crate::prompt::{Blueprint, CalledTool, Form, Instead};
+use crate::prompt::{Blueprint, Form, Instead, PromptError, Text};
 
 /// A form asked for, and where the request asks for it.
 #[derive(Debug, PartialEq)]
@@ -30,11 +31,11 @@ pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, A
 }
 
 /// Of a request to `/v1/responses`.
-pub(crate) fn of_responses(format: Option<&TextFormat>) -> Result<Option<Asked>, ApiError> {
+pub(crate) fn of_responses(format: Option<TextFormat>) -> Result<Option<Asked>, ApiError> {
     let Some(format) = format else { return Ok(None) };
     let schema = || {
-        named(format.name.clone(), "text.format.name")?;
-        format.schema.clone().ok_or_else(|| ApiError::missing("text.format.schema"))
+        named(format.name, "text.format.name")?;
+        format.schema.ok_or_else(|| ApiError::missing("text.format.schema"))
     };
     asked(format.r#type.as_deref(), "text.format", "text.format.schema", schema)
 }
@@ -75,21 +76,43 @@ fn named(name: Option<String>, path: &str) -> Result<(), ApiError> {
     }
 }
 
-/// What an answer must be where a call is demanded: that comes in the place of content of any form.
-pub(crate) fn or_call(asked: Option<Asked>, demanded: Option<Vec<CalledTool>>) -> Option<Asked> {
-    demanded.map(|tools| Asked { form: Form::Call(tools), path: "tools" }).or(asked)
-}
+/// Where a request describes what may be called.
+const TOOLS: &str = "tools";
 
-/// The language of what is asked for. Takes the processor for long where the schema is large.
+/// The language that an answer is held to, if to any: of what is asked for, or calls in its place where they are offered;
+/// where a call is demanded, of that. Takes the processor for long where the schema is large.
 pub(crate) async fn blueprint(
     state: &AppState,
     asked: Option<Asked>,
-    instead: Instead,
+    expected: Expected,
 ) -> Result<Option<Blueprint>, ApiError> {
-    let Some(Asked { form, path }) = asked else { return Ok(None) };
+    if asked.is_none() && !matches!(expected, Expected::Demanded(_)) {
+        return Ok(None);
+    }
     let text = state.text().clone();
-    match aside(move || text.blueprint(form, instead)).await? {
-        Ok(blueprint) => Ok(Some(blueprint)),
-        Err(error) => Err(super::conversation::of_prompt(&error, path)),
+    let compiled = state.aside().run(move || compiled(&text, asked, expected)).await?;
+    compiled.map_err(|(error, path)| of_prompt(&error, path))
+}
+
+/// The same, with what an error is about.
+fn compiled(
+    text: &Text,
+    asked: Option<Asked>,
+    expected: Expected,
+) -> Result<Option<Blueprint>, (PromptError, &'static str)> {
+    let alone =
+        |asked: &Asked| text.blueprint(asked.form.clone(), Instead::Nothing).map_err(|error| (error, asked.path));
+    match (asked, expected) {
+        (asked, Expected::Demanded(tools)) => {
+            // The call comes in its place, but nothing is asked for that could not be.
+            asked.as_ref().map(alone).transpose()?;
+            text.blueprint(Form::Call(tools), Instead::Nothing).map(Some).map_err(|error| (error, TOOLS))
+        }
+        (Some(asked), Expected::Offered(tools)) => {
+            let both = text.blueprint(asked.form.clone(), Instead::Calls(tools));
+            // What cannot be held to by itself is at fault; otherwise it is the tools.
+            both.map(Some).or_else(|error| alone(&asked).and(Err((error, TOOLS))))
+        }
+        (asked, Expected::Nothing | Expected::Offered(_)) => asked.as_ref().map(alone).transpose(),
     }
 }

@@ -14,7 +14,7 @@ use crate::scheduler::{Choice, Handle, Job};
 /// All that a request wants done.
 pub(crate) struct Plan {
     pub order: Order,
-    /// The prompts, each continued by itself.
+    /// The prompts, each continued by itself; none is empty, and beside each the context has room for a canvas.
     pub prompts: Vec<Prompt>,
     /// Choices per prompt.
     pub choices: usize,
@@ -35,13 +35,16 @@ pub(crate) struct Plan {
 /// Submits one job per prompt, all or none, and gives the pump of their events. Choices are numbered prompt by prompt.
 pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
     let order = &plan.order;
+    // One time for all prompts.
+    let timeout = Some(order.time_left());
     let drafts = order.delivery.drafts();
     let (text, callable) = (state.text(), Arc::new(plan.callable));
     let rules = Rules { stop: Some(&order.stop), callable: Some(&callable) };
-    let mut voices = Vec::with_capacity(plan.prompts.len() * plan.choices);
+    let mut jobs = Vec::with_capacity(plan.prompts.len());
+    let mut asked = Vec::with_capacity(plan.prompts.len());
     let mut prompt_sizes = Vec::with_capacity(plan.prompts.len());
     for prompt in plan.prompts {
-        let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine(), plan.field)?;
+        let max_tokens = room(prompt.ids.len(), plan.max_tokens, state.engine());
         prompt_sizes.push(prompt.ids.len());
         // Two prompts of a request draw the same numbers, so each gets the text it would get alone.
         let choice = |stream: usize| Choice {
@@ -50,22 +53,25 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             gate: text.gate(prompt.opening, plan.dialect, rules),
             structure: plan.structure.as_ref().map(|blueprint| blueprint.structure(prompt.opening)),
         };
-        let job = Job {
+        asked.push((prompt.opening, max_tokens));
+        jobs.push(Job {
             prompt: prompt.ids.into(),
             resume_points: prompt.resume_points,
             choices: (0..plan.choices).map(choice).collect(),
-            choices_before: voices.len(),
+            choices_before: jobs.len() * plan.choices,
             max_tokens,
             sampler: order.sampler,
             draw: order.draw,
             bias: order.bias.clone(),
             penalties: order.penalties,
             top_k: plan.top_k,
-            timeout: Some(order.timeout),
+            timeout,
             drafts,
-        };
-        // Should a later one be refused, the tickets so far are dropped, which cancels their jobs.
-        let ticket = state.engine().submit(job).map_err(|refusal| ApiError::refused(&refusal, plan.field))?;
+        });
+    }
+    let tickets = state.engine().submit_all(jobs).map_err(|refusal| ApiError::refused(&refusal, plan.field))?;
+    let mut voices = Vec::with_capacity(tickets.len() * plan.choices);
+    for (ticket, (opening, max_tokens)) in tickets.into_iter().zip(asked) {
         let manner = Manner {
             dialect: plan.dialect,
             calls: plan.calls,
@@ -73,32 +79,15 @@ pub(crate) fn start(state: &AppState, plan: Plan) -> Result<Pump, ApiError> {
             bounds: Bounds { max_tokens, max_steps: order.sampler.max_steps },
         };
         for reader in ticket.choices {
-            let text = text.reader(prompt.opening, plan.dialect, rules);
+            let text = text.reader(opening, plan.dialect, rules);
             voices.push(Voice::new(voices.len(), reader, text, manner));
         }
     }
     Ok(Pump::new(voices, prompt_sizes, plan.choices))
 }
 
-/// How many tokens the answer may have: what was asked for, as far as the context holds it beside a prompt that leaves
-/// room for a canvas.
-fn room(prompt: usize, asked: Option<usize>, engine: &Handle, field: &str) -> Result<usize, ApiError> {
-    if prompt == 0 {
-        return Err(ApiError::invalid(field, format!("'{field}' holds no tokens; at least one is needed.")));
-    }
-    let (limits, whole) = (engine.limits(), engine.model_context());
-    let most = limits.context.saturating_sub(limits.canvas);
-    if prompt > most {
-        let mut message = format!(
-            "The prompt has {prompt} tokens; shorten it to at most {most}, so that this server's context of {} tokens \
-             has room for an answer.",
-            limits.context
-        );
-        if limits.context < whole {
-            message += &format!(" The model's own has {whole}: whoever runs the server can raise kv_memory.");
-        }
-        return Err(ApiError::invalid(field, message).code("context_length_exceeded"));
-    }
-    let room = limits.context - prompt;
-    Ok(asked.unwrap_or(room).min(room))
+/// How many tokens the answer may have beside so many of its prompt: what was asked for, as far as the context holds it.
+fn room(prompt: usize, asked: Option<usize>, engine: &Handle) -> usize {
+    let room = engine.limits().context.saturating_sub(prompt);
+    asked.unwrap_or(room).min(room)
 }

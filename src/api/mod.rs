@@ -3,6 +3,7 @@
 //! The only room that knows OpenAI's API and HTTP statuses. It turns requests into jobs for `scheduler` through
 //! `prompt`'s text, and events back into responses; it knows no tensor.
 
+mod aside;
 mod body;
 mod calls;
 mod chunks;
@@ -21,6 +22,7 @@ mod logprobs;
 mod meters;
 mod open_calls;
 mod order;
+mod prompts;
 mod pump;
 mod routes;
 mod settings;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::ApiError;
 use super::state::AppState;
@@ -48,6 +48,9 @@ pub(crate) struct Order {
     pub penalties: Penalties,
     pub seed: u64,
     pub stop: StopStrings,
+    /// When the request came.
+    pub arrived: Instant,
+    /// Most time from then to the last commit.
     pub timeout: Duration,
     pub delivery: Delivery,
 }
@@ -84,6 +87,13 @@ pub(crate) struct ProgressPlan {
     pub pause: Duration,
 }
 
+impl Order {
+    /// What is left of the request's time; nothing once it is over.
+    pub(crate) fn time_left(&self) -> Duration {
+        self.timeout.saturating_sub(self.arrived.elapsed())
+    }
+}
+
 impl Delivery {
     /// How often the scheduler is to publish drafts.
     pub(crate) fn drafts(&self) -> Drafts {
@@ -115,14 +125,20 @@ macro_rules! wishes {
 pub(crate) use wishes;
 
 impl Wishes {
-    /// Checks everything against what this server has and allows.
-    pub(crate) fn order(self, state: &AppState) -> Result<Order, ApiError> {
+    /// Checks everything against what this server has and allows; the request's time counts from `arrived`.
+    pub(crate) fn order(self, state: &AppState, arrived: Instant) -> Result<Order, ApiError> {
         let longest = state.settings().request_timeout;
-        self.check(state.card().sampler, state.engine().limits().vocabulary, longest)
+        self.check(state.card().sampler, state.engine().limits().vocabulary, arrived, longest)
     }
 
     /// Checks everything; `checkpoint` is the model's own sampler, `longest` the server's time limit.
-    fn check(self, checkpoint: Sampler, vocabulary: usize, longest: Duration) -> Result<Order, ApiError> {
+    fn check(
+        self,
+        checkpoint: Sampler,
+        vocabulary: usize,
+        arrived: Instant,
+        longest: Duration,
+    ) -> Result<Order, ApiError> {
         let temperature = within("temperature", self.temperature, 1.0, 0.0, 2.0)?;
         let top_p = within("top_p", self.top_p, 1.0, 0.0, 1.0)?;
         // The scheduler has it in single precision, in which the smallest are 0.
@@ -145,6 +161,7 @@ impl Wishes {
             penalties,
             seed,
             stop: stops(self.stop)?,
+            arrived,
             timeout: timeout(diffusion.timeout_ms, longest)?,
             delivery: delivery(self.stream, self.stream_options, self.diffusing)?,
         })
@@ -275,7 +292,7 @@ fn progress(wanted: Option<Progress>, diffusing: Option<bool>) -> Result<Option<
         None if diffusing == Some(true) => Default::default(),
         None => return Ok(None),
     };
-    let every = count(&format!("{PATH}.every"), options.every.map(|n| n as usize), 1, 1, 1000)?;
+    let every = count(&format!("{PATH}.every"), options.every, 1, 1, 1000)?;
     let hertz = options.max_hz.unwrap_or(20.0);
     if !(hertz > 0.0 && hertz <= 1000.0) {
         let path = format!("{PATH}.max_hz");
@@ -300,7 +317,7 @@ mod tests {
     /// Checks one request's shared fields.
     fn check(body: Value) -> Result<Order, ApiError> {
         let mut body: crate::api::wire::chat::ChatRequest = serde_json::from_value(body).unwrap();
-        wishes!(body).check(Sampler::default(), 100, LONGEST)
+        wishes!(body).check(Sampler::default(), 100, Instant::now(), LONGEST)
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The one event pump: from the scheduler's events of all choices to text, calls, logprobs, progress and usage.
 //!
 //! Chat, completions and responses, streamed or not, all read from here; they differ only in how they write it down.
-//! Text leaves in the order of its commits; drafts in between are provisional and may be left out.
+//! Text leaves in the order of its commits; drafts in between are provisional and may be left out. A choice that had nothing
+//! when the time was over does not take the others' text with it: it ends without text, unless all of them are like it.
 
 use std::collections::VecDeque;
 
@@ -129,15 +130,26 @@ pub(crate) struct Answer {
 
 /// All choices of a request as one stream of beats. Dropping it cancels what is still running.
 pub(crate) struct Pump {
-    voices: SelectAll<BoxStream<'static, (usize, Beat)>>,
+    voices: SelectAll<BoxStream<'static, (usize, Sound)>>,
     tally: Tally,
+    /// Choices that had nothing when their time was over, held back until another has said something.
+    late: VecDeque<usize>,
+    /// Whether any choice has.
+    spoken: bool,
 }
+
+/// What comes from a choice: what happens to it, or why it broke off.
+type Sound = Result<Beat, JobError>;
 
 impl Pump {
     /// `choices` voices per prompt, in order.
     pub(crate) fn new(voices: Vec<Voice>, prompt_sizes: Vec<usize>, choices: usize) -> Pump {
-        let tally = Tally { prompt_sizes, choices, costs: vec![Cost::default(); voices.len()] };
-        Pump { voices: stream::select_all(voices.into_iter().map(Voice::into_stream)), tally }
+        Pump::of(voices.into_iter().map(Voice::into_stream).collect(), prompt_sizes, choices)
+    }
+
+    fn of(voices: Vec<BoxStream<'static, (usize, Sound)>>, prompt_sizes: Vec<usize>, choices: usize) -> Pump {
+        let tally = Tally { prompt_sizes, choices, costs: vec![None; voices.len()] };
+        Pump { voices: stream::select_all(voices), tally, late: VecDeque::new(), spoken: false }
     }
 
     /// How many choices there are.
@@ -147,11 +159,33 @@ impl Pump {
 
     /// What happens next, and to which choice; `None` when all are complete.
     pub(crate) async fn next(&mut self) -> Option<(usize, Beat)> {
-        let (choice, beat) = self.voices.next().await?;
-        if let (Beat::Finished(_, cost), Some(place)) = (&beat, self.tally.costs.get_mut(choice)) {
-            *place = *cost;
+        loop {
+            if self.spoken
+                && let Some(choice) = self.late.pop_front()
+            {
+                return Some((choice, Beat::Finished(Finish::Length, Cost::default())));
+            }
+            let failed = |error: &JobError| Beat::Failed(ApiError::from(error));
+            match self.voices.next().await {
+                Some((choice, Ok(beat))) => {
+                    self.note(choice, &beat);
+                    return Some((choice, beat));
+                }
+                Some((choice, Err(JobError::DeadlineExceeded))) => self.late.push_back(choice),
+                Some((choice, Err(error))) => return Some((choice, failed(&error))),
+                None => {
+                    let first = std::mem::take(&mut self.late).pop_front()?;
+                    return Some((first, failed(&JobError::DeadlineExceeded)));
+                }
+            }
         }
-        Some((choice, beat))
+    }
+
+    fn note(&mut self, choice: usize, beat: &Beat) {
+        self.spoken |= matches!(beat, Beat::Commit(_) | Beat::Finished(..));
+        if let (Beat::Finished(_, cost), Some(place)) = (beat, self.tally.costs.get_mut(choice)) {
+            *place = Some(*cost);
+        }
     }
 
     /// What it has cost; complete when [`Pump::next`] has said `None`.
@@ -190,18 +224,19 @@ pub(crate) struct Cost {
 struct Tally {
     prompt_sizes: Vec<usize>,
     choices: usize,
-    costs: Vec<Cost>,
+    /// Of the choices that are complete; one that never began has none.
+    costs: Vec<Option<Cost>>,
 }
 
 impl Tally {
     fn usage(&self) -> Usage {
-        let sum = |of: fn(&Cost) -> usize| self.costs.iter().map(of).sum::<usize>();
+        let sum = |of: fn(&Cost) -> usize| self.costs.iter().flatten().map(of).sum::<usize>();
         let prompt_tokens = self.prompt_sizes.iter().sum();
         let completion_tokens = sum(|cost| cost.usage.completion_tokens);
         let steps = sum(|cost| cost.usage.steps);
         // The choices of a prompt share its encode; the least any of them found is what an earlier request had left.
-        let cached =
-            self.costs.chunks(self.choices.max(1)).map(|choices| choices.iter().map(|c| c.usage.cached_tokens).min());
+        let least = |costs: &[Option<Cost>]| costs.iter().flatten().map(|cost| cost.usage.cached_tokens).min();
+        let cached = self.costs.chunks(self.choices.max(1)).map(least);
         Usage {
             prompt_tokens,
             completion_tokens,
@@ -239,7 +274,7 @@ pub(crate) struct Voice {
     /// Committed tokens of which the text's reader has not told yet where they go.
     untold: VecDeque<CommittedToken>,
     cost: Cost,
-    ready: VecDeque<Beat>,
+    ready: VecDeque<Sound>,
     state: VoiceState,
 }
 
@@ -272,16 +307,16 @@ impl Voice {
         }
     }
 
-    fn into_stream(self) -> BoxStream<'static, (usize, Beat)> {
+    fn into_stream(self) -> BoxStream<'static, (usize, Sound)> {
         let index = self.index;
-        stream::unfold(self, move |mut voice| async move { voice.next().await.map(|beat| ((index, beat), voice)) })
+        stream::unfold(self, move |mut voice| async move { voice.next().await.map(|sound| ((index, sound), voice)) })
             .boxed()
     }
 
-    async fn next(&mut self) -> Option<Beat> {
+    async fn next(&mut self) -> Option<Sound> {
         loop {
-            if let Some(beat) = self.ready.pop_front() {
-                return Some(beat);
+            if let Some(sound) = self.ready.pop_front() {
+                return Some(sound);
             }
             if self.state == VoiceState::Done {
                 return None;
@@ -290,7 +325,7 @@ impl Voice {
             tokio::select! {
                 biased;
                 event = self.reader.next() => self.take(event),
-                frame = Drafting::next(&mut self.drafting, &self.text) => self.ready.push_back(Beat::Progress(frame)),
+                frame = Drafting::next(&mut self.drafting, &self.text) => self.ready.push_back(Ok(Beat::Progress(frame))),
             }
         }
     }
@@ -300,32 +335,32 @@ impl Voice {
         match event {
             Some(Event::Committed(committed)) => {
                 if let Some(drafting) = &mut self.drafting {
-                    self.ready.push_back(Beat::Progress(drafting.committed(committed.steps, committed.tokens.len())));
+                    self.ready.push_back(Ok(Beat::Progress(drafting.committed(&committed))));
                 }
                 let ids: Vec<u32> = committed.tokens.iter().map(|token| token.id).collect();
                 self.untold.extend(committed.tokens);
                 let deltas = self.text.push(&ids);
                 let commit = self.commit(deltas);
-                self.ready.push_back(Beat::Commit(commit));
+                self.ready.push_back(Ok(Beat::Commit(commit)));
             }
             Some(Event::Finished(finished)) => {
                 self.state = VoiceState::Done;
                 let rest = self.text.finish();
                 let commit = self.commit(rest);
                 if !commit.is_empty() {
-                    self.ready.push_back(Beat::Commit(commit));
+                    self.ready.push_back(Ok(Beat::Commit(commit)));
                 }
                 self.cost.usage = finished.usage;
-                self.ready.push_back(Beat::Finished(self.finish(finished.reason), self.cost));
+                self.ready.push_back(Ok(Beat::Finished(self.finish(finished.reason), self.cost)));
             }
-            Some(Event::Failed(error)) => self.fail(&error),
-            None => self.fail(&JobError::Stopped),
+            Some(Event::Failed(error)) => self.fail(error),
+            None => self.fail(JobError::Stopped),
         }
     }
 
-    fn fail(&mut self, error: &JobError) {
+    fn fail(&mut self, error: JobError) {
         self.state = VoiceState::Done;
-        self.ready.push_back(Beat::Failed(ApiError::from(error)));
+        self.ready.push_back(Err(error));
     }
 
     /// What these deltas add, and the tokens that have become certain with them. Calls are numbered, and those that the
@@ -363,5 +398,61 @@ impl Voice {
             FinishReason::Stop | FinishReason::ToolCalls if self.called > 0 => Finish::ToolCalls,
             FinishReason::Stop | FinishReason::ToolCalls => Finish::Stop,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of choices that say this, in words.
+    async fn heard(sounds: Vec<(usize, Sound)>, choices: usize) -> (Vec<String>, Usage) {
+        // One voice for all, so that the order is the test's; the others are silent.
+        let mut voices = vec![stream::iter(sounds).boxed()];
+        voices.extend((1..choices).map(|_| stream::empty().boxed()));
+        let mut pump = Pump::of(voices, vec![5], choices);
+        let mut heard = Vec::new();
+        while let Some((choice, beat)) = pump.next().await {
+            heard.push(match beat {
+                Beat::Progress(_) => format!("{choice} progress"),
+                Beat::Commit(_) => format!("{choice} commit"),
+                Beat::Finished(finish, _) => format!("{choice} {}", finish.as_str()),
+                Beat::Failed(error) => format!("{choice} failed: {}", error.body().error.code.unwrap_or_default()),
+            });
+        }
+        (heard, pump.usage())
+    }
+
+    fn commit(choice: usize) -> (usize, Sound) {
+        (choice, Ok(Beat::Commit(Commit { passages: Vec::new(), tokens: Vec::new() })))
+    }
+
+    fn finished(choice: usize) -> (usize, Sound) {
+        let usage = ChoiceUsage { cached_tokens: 4, completion_tokens: 9, ..ChoiceUsage::default() };
+        (choice, Ok(Beat::Finished(Finish::Length, Cost { usage, reasoning_tokens: 0 })))
+    }
+
+    fn late(choice: usize) -> (usize, Sound) {
+        (choice, Err(JobError::DeadlineExceeded))
+    }
+
+    #[tokio::test]
+    async fn a_choice_without_a_beginning_does_not_take_the_others_with_it() {
+        let (said, usage) = heard(vec![late(2), commit(0), late(1), finished(0)], 3).await;
+        assert_eq!(said, ["0 commit", "2 length", "1 length", "0 length"]);
+        assert_eq!((usage.completion_tokens, usage.prompt_tokens_details.cached_tokens), (9, 4));
+        let (said, _) = heard(vec![commit(0), finished(0), late(1)], 2).await;
+        assert_eq!(said, ["0 commit", "0 length", "1 length"]);
+    }
+
+    #[tokio::test]
+    async fn where_no_choice_has_begun_the_request_fails_once() {
+        assert_eq!(heard(vec![late(1), late(0)], 2).await.0, ["1 failed: deadline_exceeded"]);
+    }
+
+    #[tokio::test]
+    async fn other_failures_are_told_at_once() {
+        let (said, _) = heard(vec![late(1), (0, Err(JobError::ShutDown))], 2).await;
+        assert_eq!(said[0], "0 failed: shutting_down");
     }
 }

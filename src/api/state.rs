@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::aside::Aside;
 use super::error::ApiError;
 use super::meters::Meters;
 use super::settings::ApiSettings;
@@ -35,6 +36,7 @@ struct Inner {
     text: Arc<Text>,
     engine: Handle,
     meters: Arc<Meters>,
+    aside: Aside,
 }
 
 impl AppState {
@@ -45,7 +47,8 @@ impl AppState {
         (env!("CARGO_PKG_VERSION"), &card.id, &card.variant, engine.limits().vocabulary).hash(&mut hasher);
         let fingerprint = format!("fp_{:016x}", hasher.finish());
         let meters = Arc::new(Meters::new());
-        AppState(Arc::new(Inner { settings, card, started: unix_seconds(), fingerprint, text, engine, meters }))
+        let aside = Aside::new();
+        AppState(Arc::new(Inner { settings, card, started: unix_seconds(), fingerprint, text, engine, meters, aside }))
     }
 
     pub(crate) fn settings(&self) -> &ApiSettings {
@@ -75,6 +78,11 @@ impl AppState {
 
     pub(crate) fn meters(&self) -> &Arc<Meters> {
         &self.0.meters
+    }
+
+    /// The place for work that takes the processor for long.
+    pub(crate) fn aside(&self) -> &Aside {
+        &self.0.aside
     }
 
     /// Refuses a name that is not the model's.

@@ -1,11 +1,13 @@
 //! What a model needs in memory: a server refuses early instead of being killed half-way.
 
+use std::collections::HashMap;
+
 use super::error::CheckpointError;
 use super::quantize::Quantization;
 use crate::kernels::ElementType;
 use crate::model::{
     Config, DeviceChoice, EMBEDDING, LayerKind, LoadOptions, PAGE_TOKENS, WeightType, coarse_bytes, page_bytes,
-    row_bytes, sliding_pages, slot_bytes,
+    row_bytes, sliding_pages, slot_bytes, strips_bytes,
 };
 
 /// A tensor as a file holds it.
@@ -101,13 +103,27 @@ impl Needs {
         let keys_and_values = options.keys_and_values(embedding);
         let page = |kind| page_bytes(config, kind, keys_and_values);
         let read = || tensors.iter().filter(|stored| stored.is_read());
-        let bytes = options.device == DeviceChoice::Cpu && options.precision.packs_bytes(options.path);
-        let packed = |stored: &Stored| packed(stored, dtype, bytes);
+        let blocks = Blocks::of(options);
+        let elements: HashMap<&str, _> = read().map(|stored| (stored.name.as_str(), stored.element)).collect();
+        // Products of gate and up read one format: where a file has two, and no conversion is asked for, both are widened.
+        let widened = |stored: &Stored| {
+            let other = other_half(&stored.name).and_then(|name| elements.get(name.as_str()));
+            blocks != Blocks::Stored && dtype.is_none() && other.is_some_and(|element| *element != stored.element)
+        };
+        let packed = |stored: &Stored| match widened(stored) {
+            true => stored.numbers().saturating_mul(4),
+            false => packed(stored, dtype, blocks),
+        };
+        let passing = |stored: &Stored| match widened(stored) {
+            // Both halves as bytes, and the values that one of them is made from.
+            true => passing(stored, dtype).saturating_add(stored.numbers().saturating_mul(3 * 4)),
+            false => passing(stored, dtype),
+        };
         let weights = read().map(packed).sum();
         // The embedding comes first: whatever it takes in passing is there before the rest is.
         let beside = |stored: &Stored| match stored.name == EMBEDDING {
-            true => passing(stored, dtype).saturating_sub(u64::saturating_sub(weights, packed(stored))),
-            false => passing(stored, dtype),
+            true => passing(stored).saturating_sub(u64::saturating_sub(weights, packed(stored))),
+            false => passing(stored),
         };
         Self {
             weights,
@@ -209,16 +225,47 @@ impl Needs {
     }
 }
 
-/// Bytes of a tensor in the form that products read: vectors and F16 are widened, quantised matrices become coarse bytes where the
-/// kernels want `bytes`, everything else keeps its size unless it is converted.
-fn packed(stored: &Stored, dtype: Option<WeightType>, bytes: bool) -> u64 {
+/// How quantised matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    /// As they are stored: on other devices.
+    Stored,
+    /// Value for value in the order of our kernels, four bits a number at least.
+    Strips,
+    /// Rounded to coarse bytes.
+    Bytes,
+}
+
+impl Blocks {
+    fn of(options: &LoadOptions) -> Self {
+        match options.device {
+            DeviceChoice::Cpu if options.precision.packs_bytes(options.path) => Self::Bytes,
+            DeviceChoice::Cpu => Self::Strips,
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal(_) => Self::Stored,
+        }
+    }
+}
+
+/// The matrix with which a dense gate or up projection is packed.
+fn other_half(name: &str) -> Option<String> {
+    const GATE: &str = ".gate_proj.weight";
+    const UP: &str = ".up_proj.weight";
+    let other = |from, to| name.strip_suffix(from).map(|stem| format!("{stem}{to}"));
+    other(GATE, UP).or_else(|| other(UP, GATE))
+}
+
+/// Bytes of a tensor in the form that products read: vectors and F16 are widened, quantised matrices are held as `blocks`,
+/// everything else keeps its size unless it is converted.
+fn packed(stored: &Stored, dtype: Option<WeightType>, blocks: Blocks) -> u64 {
     match (dtype, stored.element, stored.shape.as_slice()) {
         (_, _, [] | [_]) => stored.numbers().saturating_mul(4),
         (Some(WeightType::F32), ..) | (None, Some(ElementType::F16), _) => stored.numbers().saturating_mul(4),
         (Some(WeightType::Bf16), ..) => stored.numbers().saturating_mul(2),
-        (None, Some(element), &[ref count @ .., outputs, inputs]) if bytes && element.block().0 > 1 => {
-            coarse_bytes(element, count, outputs, inputs)
-        }
+        (None, Some(element), &[ref count @ .., outputs, inputs]) if element.block().0 > 1 => match blocks {
+            Blocks::Stored => stored.bytes,
+            Blocks::Strips => strips_bytes(element, count, outputs, inputs),
+            Blocks::Bytes => coarse_bytes(element, count, outputs, inputs),
+        },
         (None, ..) => stored.bytes,
     }
 }
@@ -273,6 +320,44 @@ mod tests {
         );
     }
 
+    fn stored(name: &str, element: ElementType, shape: &[usize]) -> Stored {
+        let numbers: usize = shape.iter().product();
+        let bytes = (numbers / element.block().0 * element.block().1) as u64;
+        let name = format!("model.decoder.layers.0.{name}");
+        Stored { name, shape: shape.to_vec(), kind: String::new(), element: Some(element), bytes, made: false }
+    }
+
+    /// Needs of these tensors where blocks are held value for value.
+    fn exact(tensors: &[Stored]) -> Needs {
+        let config = super::super::open(&super::super::Source::Demo).unwrap().config;
+        let options = LoadOptions { precision: Precision::Exact, ..LoadOptions::default() };
+        Needs::of(&config, tensors, &options)
+    }
+
+    #[test]
+    fn numbers_of_few_bits_are_held_in_four() {
+        let weights = |element| exact(&[stored("experts.down_proj", element, &[3, 32, 256])]).weights;
+        for (element, in_file, held) in [
+            (ElementType::Q2K, 2688, 5248),
+            (ElementType::Q3K, 3520, 4736),
+            (ElementType::Q4K, 4608, 4736),
+            (ElementType::Q8_0, 8704, 8704),
+        ] {
+            assert_eq!(stored("experts.down_proj", element, &[3, 32, 256]).bytes, 3 * in_file);
+            assert_eq!(weights(element), 3 * held, "{element:?}");
+        }
+    }
+
+    #[test]
+    fn gate_and_up_of_two_formats_are_planned_in_f32() {
+        let pair = |up| {
+            let gate = stored("mlp.gate_proj.weight", ElementType::Q8_0, &[32, 256]);
+            exact(&[gate, stored("mlp.up_proj.weight", up, &[32, 256])])
+        };
+        assert_eq!((pair(ElementType::Q8_0).weights, pair(ElementType::Q8_0).loading), (2 * 8704, 0));
+        assert_eq!((pair(ElementType::Q4K).weights, pair(ElementType::Q4K).loading), (2 * 32768, 3 * 32768));
+    }
+
     #[test]
     fn quantizing_makes_it_smaller() {
         let demo = || super::super::open(&super::super::Source::Demo).unwrap();
@@ -289,7 +374,6 @@ mod tests {
         let wider = LoadOptions { dtype: Some(WeightType::F32), ..LoadOptions::default() };
         let wide = demo().needs(&wider);
         assert!(wide.weights > 19 * plain.weights / 10 && wide.loading > 0, "{wide:?}");
-        assert_eq!(demo().quantized(Quantization::Q4_0).unwrap().needs(&wider).weights, wide.weights);
         let fast = LoadOptions { precision: Precision::Bytes, ..LoadOptions::default() };
         assert_eq!(demo().needs(&fast).weights, plain.weights, "plain numbers stay as they are");
         let fast = demo().quantized(Quantization::Q4_0).unwrap().needs(&fast).weights;
@@ -297,5 +381,17 @@ mod tests {
         let twice =
             demo().quantized(Quantization::Q4_0).unwrap().quantized(Quantization::Q8_0).unwrap_err().to_string();
         assert!(twice.contains("Q4_0 already"), "{twice}");
+    }
+
+    #[test]
+    fn blocks_that_are_widened_need_as_much_as_plain_numbers() {
+        // As of a file that holds blocks: to make them and widen them at once is refused by the configuration.
+        let blocks = super::super::open(&super::super::Source::Demo).unwrap().quantized(Quantization::Q4_0).unwrap();
+        for (dtype, width) in [(WeightType::F32, 4), (WeightType::Bf16, 2)] {
+            let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+            let numbers = |stored: &Stored| stored.numbers() * if stored.shape.len() < 2 { 4 } else { width };
+            let read = blocks.tensors.iter().filter(|stored| stored.is_read());
+            assert_eq!(blocks.needs(&options).weights, read.map(numbers).sum::<u64>(), "{dtype:?}");
+        }
     }
 }

@@ -16,6 +16,7 @@ mod hub;
 mod inspect;
 mod map;
 mod memory;
+mod new_file;
 mod quantize;
 mod safetensors;
 mod source;
@@ -24,20 +25,20 @@ mod text;
 pub use available::available;
 pub use error::CheckpointError;
 pub use generation::GenerationDefaults;
-pub use gguf::{Written, vacant};
+pub use gguf::Written;
 pub use hub::{Hub, Phase, Progress};
 pub use inspect::Inspection;
 pub use memory::{Needs, Stored, gib};
+pub use new_file::NewFile;
 pub use quantize::Quantization;
 pub use source::{HubName, Source};
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, LayerKind, LoadOptions, WeightError, Weights};
+use crate::model::{Config, LayerKind, LoadOptions, Weights};
 use folder::Folder;
 use gguf::{Gguf, GgufWeights};
 
@@ -81,24 +82,31 @@ impl Checkpoint {
     /// Quantizes the checkpoint into a new GGUF file; `report` is told the bytes written and those of all tensors.
     ///
     /// # Errors
-    /// Where the file exists, cannot be written, or the weights are in other blocks already.
+    /// Where the file cannot be written, its name has been taken meanwhile, the weights are in other blocks already, or a GGUF
+    /// file cannot say what the checkpoint is.
     pub fn write_gguf(
         &self,
         scheme: Quantization,
-        path: &Path,
+        new: &NewFile,
         report: &dyn Fn(u64, u64),
     ) -> Result<Written, CheckpointError> {
-        gguf::write(self, scheme, path, report)
+        gguf::write(self, scheme, new, report)
     }
 
-    /// A number that tells checkpoints apart: made of the names, shapes and types of all tensors, and of the values of the
-    /// vectors (norms and scales), which are soon read. Two that differ in nothing but values of matrices share it.
+    /// A number that tells checkpoints apart: made of the configuration, the sampling defaults, tokenizer and chat template,
+    /// of the names, shapes and types of all tensors, and of the values of the vectors (norms and scales), which are soon
+    /// read. Two that differ in nothing but values of matrices share it.
     ///
     /// # Errors
     /// Where one of the vectors cannot be read.
-    pub fn digest(&self) -> Result<u64, WeightError> {
+    pub fn digest(&self) -> Result<u64, CheckpointError> {
         // Without a seed: the same on every machine and at every start.
         let mut hasher = DefaultHasher::new();
+        // Written out, floats have a form of their own for every value.
+        format!("{:?} {:?}", self.config, self.generation).hash(&mut hasher);
+        (&self.template, &self.bos_token, &self.eos_token).hash(&mut hasher);
+        let tokenizer = self.tokenizer.to_string(false);
+        tokenizer.map_err(|error| CheckpointError::unsupported("tokenizer.json", error.to_string()))?.hash(&mut hasher);
         let mut tensors: Vec<&Stored> = self.tensors.iter().collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         for stored in tensors {
@@ -136,39 +144,35 @@ pub fn open(source: &Source) -> Result<Checkpoint, CheckpointError> {
         }
         Source::Gguf(path) => open_gguf(path),
         Source::Hub(name) => {
-            let tenths = AtomicU64::new(u64::MAX);
-            let found = Hub::from_env().locate(name, &|progress| log_progress(name, &tenths, progress))?;
-            let checkpoint = open(&found)?;
-            Ok(Checkpoint { id: name.repo.clone(), ..checkpoint })
+            // In silence: whoever wants to show it calls `locate` first.
+            let found = Hub::from_env().locate(name, &|_| {})?;
+            Ok(Checkpoint { id: name.repo.clone(), ..open(&found)? })
         }
     }
 }
 
-/// Ten plain lines for a log; a terminal's bar is the command line's business.
-fn log_progress(name: &HubName, tenths: &AtomicU64, progress: &Progress) {
-    let now = progress.done.saturating_mul(10) / progress.total.max(1);
-    if tenths.swap(now, Ordering::Relaxed) != now {
-        let mib = |bytes: u64| bytes >> 20;
-        tracing::info!(model = %name, done_mib = mib(progress.done), total_mib = mib(progress.total), "downloading");
-    }
+fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointError> {
+    let (config, generation) = described(folder)?;
+    let weights = safetensors::Safetensors::open(folder)?;
+    let tokenizer = text::tokenizer(folder)?;
+    let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
+    let (tensors, weights) = (weights.table(), Box::new(weights));
+    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
 }
 
-fn open_folder(id: String, folder: &Folder) -> Result<Checkpoint, CheckpointError> {
-    let config = folder.json("config.json")?.ok_or_else(|| CheckpointError::Missing {
+/// What a folder's small files say of the model, weights or none: refused where such a model cannot be served.
+fn described(folder: &Folder) -> Result<(Config, GenerationDefaults), CheckpointError> {
+    let json = folder.json("config.json")?.ok_or_else(|| CheckpointError::Missing {
         folder: folder.to_string(),
         file: "config.json".to_owned(),
         hint: "name a checkpoint folder in Hugging Face layout, or a .gguf file".to_owned(),
     })?;
-    refuse_foreign_blocks(folder, &config)?;
-    let (json, config) = (&config, Config::from_json(&config)?);
-    let weights = safetensors::Safetensors::open(folder)?;
-    let tokenizer = text::tokenizer(folder)?;
+    refuse_foreign_blocks(folder, &json)?;
+    let config = Config::from_json(&json)?;
     let generation = folder.json("generation_config.json")?;
     let generation =
-        GenerationDefaults::from_json("generation_config.json", generation.as_ref(), json, config.vocabulary)?;
-    let text::Chat { template, bos_token, eos_token } = text::chat(folder)?;
-    let (tensors, weights) = (weights.table(), Box::new(weights));
-    Ok(Checkpoint { id, config, generation, tokenizer, template, bos_token, eos_token, tensors, weights })
+        GenerationDefaults::from_json("generation_config.json", generation.as_ref(), &json, config.vocabulary)?;
+    Ok((config, generation))
 }
 
 /// Refuses weights that another program has quantized, by the name of the scheme.

@@ -108,7 +108,8 @@ impl Quantization {
         let mixed = matches!(self, Self::Q4KM | Self::Q5KM);
         let wanted = match role {
             Role::Kept => return None,
-            Role::Embedding if matches!(self, Self::Q4K | Self::Q4KM | Self::Q5K | Self::Q5KM) => ElementType::Q6K,
+            // As in published files of every type but this.
+            Role::Embedding if self != Self::Q8_0 => ElementType::Q6K,
             Role::Sensitive(layer) if mixed && more_bits(layer, layers) => ElementType::Q6K,
             _ => self.base(),
         };
@@ -330,7 +331,11 @@ mod tests {
             scheme.target(&format!("model.decoder.{name}"), &[8, inner], 30)
         };
         use ElementType::{Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-        assert_eq!(of("Q4_K_M", "embed_tokens.weight", 2816), Some(Q6K));
+        for scheme in ["q4_0", "q5_0", "q4_k", "Q4_K_M", "q5_k", "q5_k_m", "q6_k"] {
+            assert_eq!(of(scheme, "embed_tokens.weight", 2816), Some(Q6K), "{scheme}");
+        }
+        assert_eq!(of("q8_0", "embed_tokens.weight", 2816), Some(Q8_0));
+        assert_eq!(of("q4_0", "embed_tokens.weight", 192), Some(Q8_0), "rows too short for it");
         assert_eq!(of("q4_k_m", "layers.0.experts.gate_up_proj", 2816), Some(Q4K));
         let downs = |wanted| {
             (0..30)

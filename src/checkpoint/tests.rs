@@ -53,6 +53,33 @@ fn a_digest_tells_checkpoints_apart() {
     assert_ne!(digest(&shipped), digest(copy.path()));
 }
 
+/// Whatever the text of a seed depends on, not the tensors alone.
+#[test]
+fn a_digest_knows_the_files_beside_the_weights() {
+    let digest = |change: &dyn Fn(&mut Checkpoint)| {
+        let mut checkpoint = open(&Source::Demo).unwrap();
+        change(&mut checkpoint);
+        checkpoint.digest().unwrap()
+    };
+    let changes: [&dyn Fn(&mut Checkpoint); 10] = [
+        &|_| (),
+        &|checkpoint| checkpoint.config.canvas = 16,
+        &|checkpoint| checkpoint.config.softcap = 20.0,
+        &|checkpoint| checkpoint.config.full.rope.theta *= 2.0,
+        &|checkpoint| checkpoint.generation.t_max = 5.0,
+        &|checkpoint| checkpoint.generation.max_denoising_steps = 2,
+        &|checkpoint| checkpoint.generation.end_tokens.truncate(1),
+        &|checkpoint| checkpoint.template = None,
+        &|checkpoint| checkpoint.eos_token = None,
+        &|checkpoint| {
+            checkpoint.tokenizer.add_special_tokens([tokenizers::AddedToken::from("story", true)]).unwrap();
+        },
+    ];
+    let digests = changes.map(digest);
+    assert_eq!(digests[0], digest(&|_| ()), "it is the same at every start");
+    assert_eq!(digests.iter().collect::<std::collections::HashSet<_>>().len(), digests.len(), "{digests:x?}");
+}
+
 #[test]
 fn missing_files_are_named() {
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
@@ -112,7 +139,7 @@ fn written(scheme: Quantization) -> (tempfile::TempDir, std::path::PathBuf, Writ
         assert!(done >= last.replace(done));
         all.set(total);
     };
-    let written = open(&Source::Demo).unwrap().write_gguf(scheme, &path, &report).unwrap();
+    let written = open(&Source::Demo).unwrap().write_gguf(scheme, &NewFile::begin(&path).unwrap(), &report).unwrap();
     assert_eq!(last.get(), all.get());
     assert_eq!(written.bytes, std::fs::metadata(&path).unwrap().len());
     (folder, path, written)
@@ -151,18 +178,80 @@ fn a_written_gguf_is_the_same_model() {
                 assert_eq!(quantize::widened(ours.element, &ours.bytes), wide, "{name}");
             }
         }
-        let again = demo.write_gguf(scheme, &path, &|_, _| ()).unwrap_err().to_string();
+        let again = NewFile::begin(&path).unwrap_err().to_string();
         assert!(again.contains("exists already"), "{again}");
         let twice = file.quantized(Quantization::Q4_0).map(|_| ()).unwrap_err().to_string();
         assert!(twice.contains("already; quantize the bfloat16"), "{twice}");
     }
 }
 
+/// Weights of which one tensor cannot be read.
+struct Torn(Box<dyn Weights>);
+
+impl Weights for Torn {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn get(&self, name: &str) -> Result<Option<crate::model::RawTensor<'_>>, crate::model::WeightError> {
+        match name {
+            "model.decoder.norm.weight" => {
+                Err(crate::model::WeightError::Unreadable { name: name.to_owned(), why: "torn".to_owned() })
+            }
+            _ => self.0.get(name),
+        }
+    }
+
+    fn release(&self, name: &str) {
+        self.0.release(name);
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_written_leaves_nothing() {
-    let demo = open(&Source::Demo).unwrap();
-    let error = demo.write_gguf(Quantization::Q8_0, Path::new("/nowhere/x.gguf"), &|_, _| ()).unwrap_err();
-    assert!(error.to_string().starts_with("cannot write /nowhere/x.gguf"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let write = |checkpoint: &Checkpoint, report: &dyn Fn(u64, u64)| {
+        let new = NewFile::begin(&path).unwrap();
+        assert!(std::fs::read_dir(folder.path()).unwrap().count() > 0, "it is begun");
+        checkpoint.write_gguf(Quantization::Q8_0, &new, report).unwrap_err().to_string()
+    };
+    let mut torn = open(&Source::Demo).unwrap();
+    torn.weights = Box::new(Torn(torn.weights));
+    let error = write(&torn, &|_, _| ());
+    assert!(error.contains("torn"), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    // Another program is faster.
+    let error = write(&open(&Source::Demo).unwrap(), &|_, _| std::fs::write(&path, "theirs").unwrap());
+    assert!(error.contains("exists already"), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+}
+
+/// What the format has no place for is refused, and not left out: the file would be another model.
+#[test]
+fn what_a_gguf_file_cannot_say_is_not_written() {
+    type Change = fn(&mut Checkpoint);
+    let changes: [(Change, &str); 4] = [
+        (
+            |checkpoint| checkpoint.config.full.rope.factor = 2.0,
+            "config.json: rope_parameters.full_attention.factor = 2",
+        ),
+        (|checkpoint| checkpoint.config.sliding.rope.factor = 2.0, "config.json: a rope_type of sliding_attention"),
+        (
+            |checkpoint| checkpoint.config.sliding.rope.rotating_pairs /= 2,
+            "config.json: a rope_type of sliding_attention",
+        ),
+        (|checkpoint| checkpoint.generation.end_tokens.push(20), "generation_config.json: eos_token_id 20"),
+    ];
+    for (change, what) in changes {
+        let folder = tempfile::tempdir().unwrap();
+        let mut checkpoint = open(&Source::Demo).unwrap();
+        change(&mut checkpoint);
+        let new = NewFile::begin(&folder.path().join("x.gguf")).unwrap();
+        let error = checkpoint.write_gguf(Quantization::Q8_0, &new, &|_, _| ()).unwrap_err().to_string();
+        assert!(error.starts_with(what) && error.contains("use the checkpoint as it is"), "{error}");
+    }
 }
 
 #[test]

@@ -125,6 +125,15 @@ pub enum CliError {
     Interrupted,
 }
 
+/// How a command takes the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelArgument {
+    /// It can do without: there is one inside the program.
+    Optional,
+    /// It must be named.
+    Required,
+}
+
 impl CliError {
     /// An IO error with what was tried.
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> CliError {
@@ -152,8 +161,8 @@ impl CliError {
         }
     }
 
-    /// What to do next, where the message does not say it.
-    pub fn advice(&self) -> Option<String> {
+    /// What to do next, where the message does not say it, for a command that takes the model so.
+    pub fn advice(&self, model: ModelArgument) -> Option<String> {
         use std::io::ErrorKind;
         match self {
             CliError::OpenDoor(_) => Some("(--allow-unauthenticated says that it is meant)".into()),
@@ -168,7 +177,10 @@ impl CliError {
             },
             CliError::Checkpoint(
                 CheckpointError::Name { .. } | CheckpointError::Hub { .. } | CheckpointError::Missing { .. },
-            ) => Some("name no model to use the small one inside the program".into()),
+            ) => match model {
+                ModelArgument::Optional => Some("name no model to use the small one inside the program".into()),
+                ModelArgument::Required => None,
+            },
             CliError::Checkpoint(CheckpointError::Damaged { .. } | CheckpointError::DamagedTensor { .. }) => {
                 Some("a model that came from the hub is mended by: canvasd fetch --verify MODEL".into())
             }
@@ -185,6 +197,14 @@ mod tests {
     use std::error::Error;
 
     use super::*;
+
+    #[test]
+    fn the_model_inside_the_program_is_offered_where_it_can_be_used() {
+        let error = CliError::from(CheckpointError::Name { name: "word".into(), why: "no such folder".into() });
+        let offered = error.advice(ModelArgument::Optional);
+        assert!(offered.is_some_and(|advice| advice.contains("inside the program")));
+        assert_eq!(error.advice(ModelArgument::Required), None);
+    }
 
     #[test]
     fn what_failed_is_said_once_and_keeps_its_cause() {

@@ -1,4 +1,4 @@
-//! `canvasd fetch`: downloads a model ahead of time.
+//! `canvasd fetch`: downloads a model ahead of time; and how every command shows a download.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::CliError;
-use crate::checkpoint::{self, Checkpoint, Hub, Phase, Progress, Source};
+use crate::checkpoint::{self, Checkpoint, Hub, HubName, Phase, Progress, Source};
+use crate::config::LogFormat;
 
 /// Options of `canvasd fetch`.
 #[derive(Debug, Args)]
@@ -26,12 +27,12 @@ pub struct Arguments {
 
 /// Downloads what is missing and prints where it is.
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
-    let Source::Hub(name) = Source::parse(Some(&arguments.model))? else {
+    let Source::Hub(name) = Source::parse(Some(&arguments.model)).map_err(CliError::Fetch)? else {
         let text = format!("{} is here already: only names on the hub (owner/name) are fetched", arguments.model);
         return Err(CliError::Usage(text));
     };
-    let bar = Bar::new();
-    let (hub, show) = (Hub::from_env(), |progress: &Progress| bar.show(progress));
+    let display = Display::new(&name, Form::plain());
+    let (hub, show) = (Hub::from_env(), |progress: &Progress| display.show(progress));
     let found = if arguments.verify { hub.mend(&name, &show) } else { hub.fetch(&name, &show) };
     let found = found.map_err(CliError::Fetch)?;
     let path = match found {
@@ -42,16 +43,44 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
 }
 
 /// Opens a checkpoint; what is missing of a name on the hub is downloaded, and shown.
-pub fn open(source: &Source) -> Result<Checkpoint, CliError> {
+pub fn open(source: &Source, form: Form) -> Result<Checkpoint, CliError> {
     let Source::Hub(name) = source else { return Ok(checkpoint::open(source)?) };
-    let bar = Bar::new();
-    let found = Hub::from_env().locate(name, &|progress| bar.show(progress)).map_err(CliError::Fetch)?;
+    let display = Display::new(name, form);
+    let found = Hub::from_env().locate(name, &|progress| display.show(progress)).map_err(CliError::Fetch)?;
     Ok(Checkpoint { id: name.repo.clone(), ..checkpoint::open(&found)? })
 }
 
-/// Shows a download: a bar on a terminal, a line now and then in a log.
-struct Bar {
-    terminal: bool,
+/// The form in which a download is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A bar on a terminal.
+    Bar,
+    /// A line on standard error now and then.
+    Lines,
+    /// An event of the log now and then.
+    Events,
+}
+
+impl Form {
+    /// That of a command that keeps no log.
+    pub fn plain() -> Form {
+        if std::io::stderr().is_terminal() { Form::Bar } else { Form::Lines }
+    }
+
+    /// That of a command whose log goes to standard error too: what reads the log expects its lines alone, and no more of
+    /// them than its level lets through. A bar is for a person who reads along.
+    pub fn beside_log(format: LogFormat) -> Form {
+        match (Form::plain(), format) {
+            (Form::Bar, LogFormat::Text) => Form::Bar,
+            _ => Form::Events,
+        }
+    }
+}
+
+/// Shows a download.
+struct Display<'a> {
+    name: &'a HubName,
+    form: Form,
     begun: Instant,
     /// What a log was last told, and when.
     told: Mutex<Option<(u64, Instant)>>,
@@ -62,39 +91,52 @@ struct Bar {
 /// The longest silence in a log while bytes arrive.
 const SILENCE: Duration = Duration::from_secs(60);
 
-impl Bar {
-    fn new() -> Self {
-        Self {
-            terminal: std::io::stderr().is_terminal(),
-            begun: Instant::now(),
-            told: Mutex::new(None),
-            open: AtomicBool::new(false),
+impl<'a> Display<'a> {
+    fn new(name: &'a HubName, form: Form) -> Self {
+        Self { name, form, begun: Instant::now(), told: Mutex::new(None), open: AtomicBool::new(false) }
+    }
+
+    /// Shows how far it is. Progress that cannot be written is no reason to stop a download.
+    fn show(&self, progress: &Progress) {
+        match self.form {
+            Form::Bar => self.draw(progress),
+            Form::Lines => self.when_due(progress, |elapsed| super::tell(line(progress, elapsed))),
+            Form::Events => self.when_due(progress, |_| self.log(progress)),
         }
     }
 
-    fn show(&self, progress: &Progress) {
-        let elapsed = self.begun.elapsed();
-        // Progress that cannot be written is no reason to stop a download.
+    fn draw(&self, progress: &Progress) {
+        let width = terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
+        let done = progress.phase == Phase::Done;
+        let end = if done { "\n" } else { "" };
         let mut err = std::io::stderr().lock();
-        if self.terminal {
-            let width = terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
-            let done = progress.phase == Phase::Done;
-            let end = if done { "\n" } else { "" };
-            self.open.store(!done, Ordering::Relaxed);
-            let _ = write!(err, "\r\x1b[K{}{end}", drawn(progress, elapsed, width)).and_then(|()| err.flush());
-            return;
-        }
+        self.open.store(!done, Ordering::Relaxed);
+        let _ = write!(err, "\r\x1b[K{}{end}", drawn(progress, self.begun.elapsed(), width)).and_then(|()| err.flush());
+    }
+
+    /// Tells a log of each tenth, of the end, and that it still goes on where that takes long.
+    fn when_due(&self, progress: &Progress, say: impl FnOnce(Duration)) {
         let tenths = progress.done.saturating_mul(10) / progress.total.max(1);
         let Ok(mut told) = self.told.lock() else { return };
         let due = told.is_none_or(|(last, when)| last != tenths || when.elapsed() >= SILENCE);
         if due || progress.phase == Phase::Done {
             *told = Some((tenths, Instant::now()));
-            let _ = writeln!(err, "{}", line(progress, elapsed));
+            say(self.begun.elapsed());
         }
+    }
+
+    fn log(&self, progress: &Progress) {
+        let mib = |bytes: u64| bytes >> 20;
+        let what = match progress.phase {
+            Phase::Transfer => "downloading",
+            Phase::Verify => "checking sums",
+            Phase::Done => "downloaded",
+        };
+        tracing::info!(model = %self.name, done_mib = mib(progress.done), total_mib = mib(progress.total), "{what}");
     }
 }
 
-impl Drop for Bar {
+impl Drop for Display<'_> {
     fn drop(&mut self) {
         // An error comes next: it wants a line of its own.
         if self.open.load(Ordering::Relaxed) {

@@ -73,7 +73,7 @@ pub fn run(mut arguments: Arguments) -> Result<(), CliError> {
         let house = signals.or(move || wire::open(&config)).await.map_err(|_| CliError::Interrupted)??;
         let answer = begin(&house, &arguments, &prompt, max_tokens, live, signals)?;
         let result = if live { answer.show().await } else { answer.print().await };
-        house.engine.drain(std::time::Duration::ZERO).await;
+        house.leave();
         result
     })
 }
@@ -192,17 +192,22 @@ impl Answer {
         let (columns, rows) = size();
         let mut screen = Screen::new(columns, rows);
         let mut drafts = self.reader.drafts();
+        let mut commits = 0;
         let result = loop {
             match self.next(&mut drafts).await {
                 Err(error) => break Err(error),
-                Ok(Next::Draft(None)) => {}
-                Ok(Next::Draft(Some(draft))) => {
+                // A draft of what is text by now would stand there twice.
+                Ok(Next::Draft(draft)) => {
+                    let Some(draft) = draft.filter(|draft| draft.canvas == commits) else { continue };
                     let (columns, rows) = size();
                     screen.resize(columns, rows);
                     let text = self.text.draft(&draft.tokens).text;
                     write(&screen.draft(&text, &status(&draft)))?;
                 }
-                Ok(Next::Text(deltas)) => commit(&mut screen, deltas)?,
+                Ok(Next::Text(deltas)) => {
+                    commits += 1;
+                    commit(&mut screen, deltas)?;
+                }
                 Ok(Next::End(deltas)) => break commit(&mut screen, deltas),
             }
         };
@@ -230,12 +235,12 @@ fn status(draft: &Draft) -> String {
     match draft.phase {
         Phase::Queued => "waiting".into(),
         Phase::Encode => "reading the prompt".into(),
-        Phase::Denoise | Phase::Commit => format!(
+        Phase::Denoise => format!(
             "canvas {} · step {} of at most {} · {} of {} settled · {:.1} s",
             draft.canvas + 1,
             draft.step,
             draft.max_steps,
-            draft.settled,
+            draft.last_step.settled,
             draft.tokens.len(),
             draft.elapsed.as_secs_f64()
         ),

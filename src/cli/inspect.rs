@@ -16,7 +16,7 @@ use crate::pass::Denoiser;
 /// Options of `canvasd inspect`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Folder, .gguf file or name on the hub [default: the small model inside the program].
+    /// Folder, .gguf file or name on the hub, which is downloaded [default: the small model inside the program].
     #[arg(value_name = "MODEL")]
     model: Option<String>,
 
@@ -46,7 +46,7 @@ fn requests() -> impl TypedValueParser<Value = usize> {
 pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let quantization = wire::quantization(arguments.quantize.as_deref())?;
     let source = Source::parse(arguments.model.as_deref())?;
-    let checkpoint = wire::quantized(fetch::open(&source)?, quantization)?;
+    let checkpoint = wire::quantized(fetch::open(&source, fetch::Form::plain())?, quantization)?;
     let inspection = Inspection::of(&checkpoint, checkpoint::available());
     print(&inspection.to_string())?;
     if arguments.measure { measure(&checkpoint, arguments.positions, arguments.requests) } else { Ok(()) }

@@ -27,8 +27,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use error::CliError;
+pub use error::{CliError, ModelArgument};
 use signals::Signals;
+
+use crate::config::LogFormat;
+use crate::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,7 +50,7 @@ Exit codes:
   2    the command line or the configuration is wrong
   3    the model cannot be loaded
   4    the address cannot be listened on
-  130  interrupted";
+  130  interrupted (for `serve`: by a second signal, which stops it without draining)";
 
 /// Serves text-diffusion language models behind the OpenAI HTTP API.
 ///
@@ -80,22 +83,38 @@ enum Command {
     Health(health::Arguments),
 }
 
+impl Command {
+    fn model(&self) -> ModelArgument {
+        match self {
+            Command::Fetch(_) | Command::Quantize(_) => ModelArgument::Required,
+            Command::Serve(_)
+            | Command::Generate(_)
+            | Command::Bench(_)
+            | Command::Inspect(_)
+            | Command::Openapi
+            | Command::Health(_) => ModelArgument::Optional,
+        }
+    }
+}
+
 /// Runs the program with the process's own arguments.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let model = command.model();
+    let result = match command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Bench(arguments) => bench::run(*arguments),
         Command::Fetch(arguments) => until_stopped(move || fetch::run(&arguments)),
         Command::Inspect(arguments) => until_stopped(move || inspect::run(&arguments)),
-        Command::Quantize(arguments) => until_stopped(move || quantize::run(&arguments)),
+        Command::Quantize(arguments) => quantize::run(arguments),
         Command::Openapi => openapi::run(),
         Command::Health(arguments) => health::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error);
+            report(&error, model);
             ExitCode::from(error.exit_code())
         }
     }
@@ -117,6 +136,8 @@ fn block_on<T>(command: impl Future<Output = Result<T, CliError>>) -> Result<T, 
 
 /// Does a command's work, which blocks, unless SIGTERM or ctrl-C comes first.
 fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -> Result<(), CliError> {
+    // These commands read no configuration; what the rooms warn of is to be seen all the same.
+    telemetry::start("warn", LogFormat::Text)?;
     block_on(async {
         let done = Signals::new()?.or(work).await;
         done.unwrap_or_else(|_| {
@@ -130,7 +151,7 @@ fn until_stopped(work: impl FnOnce() -> Result<(), CliError> + Send + 'static) -
 }
 
 /// Prints an error, its causes, and what to do next.
-fn report(error: &CliError) {
+fn report(error: &CliError, model: ModelArgument) {
     tell(format_args!("canvasd: {error}"));
     let mut cause = error.source();
     let mut last = error.to_string();
@@ -143,7 +164,7 @@ fn report(error: &CliError) {
         last = text;
         cause = inner.source();
     }
-    if let Some(advice) = error.advice() {
+    if let Some(advice) = error.advice(model) {
         tell(format_args!("  {advice}"));
     }
 }

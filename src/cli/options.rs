@@ -25,7 +25,7 @@ pub struct ModelOptions {
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 
-    /// Convert the model's matrices to f32 or bf16 [default: as they are stored].
+    /// Convert the model's matrices to f32 or bf16, blocks too; not with --quantize [default: as they are stored].
     #[arg(long, value_name = "FORMAT")]
     pub dtype: Option<String>,
 

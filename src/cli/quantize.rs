@@ -2,11 +2,12 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 
-use super::{CliError, fetch};
-use crate::checkpoint::{self, Quantization, Source};
+use super::{CliError, fetch, until_stopped};
+use crate::checkpoint::{NewFile, Quantization, Source};
 
 /// Options of `canvasd quantize`.
 #[derive(Debug, Args)]
@@ -24,12 +25,21 @@ pub struct Arguments {
     scheme: String,
 }
 
-/// Writes the file.
-pub fn run(arguments: &Arguments) -> Result<(), CliError> {
+/// Writes the file, unless SIGTERM or ctrl-C comes first.
+pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let scheme: Quantization = arguments.scheme.parse().map_err(CliError::Usage)?;
+    let source = Source::parse(Some(&arguments.model))?;
     // Before anything is downloaded.
-    checkpoint::vacant(&arguments.out).map_err(CliError::Quantize)?;
-    let checkpoint = fetch::open(&Source::parse(Some(&arguments.model))?)?;
+    let new = Arc::new(NewFile::begin(&arguments.out).map_err(CliError::Quantize)?);
+    let writing = Arc::clone(&new);
+    let result = until_stopped(move || write(&arguments, &source, scheme, &writing));
+    // Work that was given up still holds the file, and ends with the process without removing it.
+    new.discard();
+    result
+}
+
+fn write(arguments: &Arguments, source: &Source, scheme: Quantization, new: &NewFile) -> Result<(), CliError> {
+    let checkpoint = fetch::open(source, fetch::Form::plain())?;
     let terminal = std::io::stderr().is_terminal();
     let report = |done: u64, total: u64| {
         if terminal {
@@ -37,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
             let _ = write!(std::io::stderr(), "\r\x1b[K{:3} %", done.saturating_mul(100) / total.max(1));
         }
     };
-    let written = checkpoint.write_gguf(scheme, &arguments.out, &report).map_err(CliError::Quantize);
+    let written = checkpoint.write_gguf(scheme, new, &report).map_err(CliError::Quantize);
     if terminal {
         let _ = writeln!(std::io::stderr());
     }

@@ -65,7 +65,7 @@ impl Arguments {
     }
 }
 
-/// Serves until SIGTERM, ctrl-C, or the engine's end.
+/// Serves until SIGTERM, ctrl-C, or the engine's end. The first signal drains; a second one ends it at once.
 pub fn run(arguments: Arguments) -> Result<(), CliError> {
     let config = arguments.config()?;
     options::start_log(&config, "info")?;
@@ -140,22 +140,25 @@ async fn serve(
             "{name}: no new requests; running ones have {} s to end (again to stop at once)", config.grace_seconds
         ),
     }
-    let abort = serving.abort_handle();
-    let drained = async {
+    let mut drained = Box::pin(async {
         // Connections stay open, and new ones are taken, until the last answer has ended: whoever asks meanwhile is told
         // that the server stops, and probes are answered.
         house.engine.drain(Duration::from_secs(config.grace_seconds)).await;
         close.cancel();
         let _ = tokio::time::timeout(LAST_BYTES, serving).await;
-    };
+    });
     tokio::select! {
-        () = drained => tracing::info!("stopped"),
+        () = &mut drained => {
+            tracing::info!("stopped");
+            Ok(())
+        }
         name = signals.next() => {
-            abort.abort();
             tracing::warn!("{name} again: stopped without waiting");
+            // Dropping the engine would wait for the running pass, which may take many seconds: it ends with the process.
+            std::mem::forget(drained);
+            Err(CliError::Interrupted)
         }
     }
-    Ok(())
 }
 
 /// Everything beside the build on which the text of a seed depends.

@@ -7,7 +7,7 @@ mod agreement;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::CliError;
+use super::{CliError, fetch};
 use crate::checkpoint::{self, Checkpoint, GenerationDefaults, Quantization, Source};
 use crate::config::{Config, Device, InstructionPath, NumberFormat, ProductPrecision};
 use crate::diffusion::Sampler;
@@ -36,6 +36,14 @@ pub struct House {
     pub threads: usize,
     /// What loading took.
     pub took: Duration,
+}
+
+impl House {
+    /// Leaves the engine to the end of the process. Dropping it would wait for the running pass, which cannot be
+    /// interrupted and may take many seconds: too long for whoever has just pressed ctrl-C.
+    pub fn leave(self) {
+        std::mem::forget(self.engine);
+    }
 }
 
 /// Loads the configured model and starts its engine.
@@ -75,22 +83,20 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     // candle's own products run on rayon's pool, which takes its size from here once; a second model in one process
     // (never in the program itself) keeps the first one's.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    // Before anything is downloaded: a slip of the pen should be told at once.
+    // Before anything is downloaded: a slip of the pen, and what this build or this machine cannot do, should be told at once.
     let quantization = quantization(config.quantize.as_deref())?;
     let source = Source::parse(config.model.as_deref())?;
-    let mut checkpoint = quantized(super::fetch::open(&source)?, quantization)?;
+    let options = options(config, threads);
+    DiffusionGemma::check(&options).map_err(|source| {
+        let name = config.model.as_deref().unwrap_or("inside the program").to_owned();
+        CliError::Load { name, source }
+    })?;
+    let form = fetch::Form::beside_log(config.log_format);
+    let mut checkpoint = quantized(fetch::open(&source, form)?, quantization)?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
-    let options = LoadOptions {
-        device: device(config.device),
-        dtype: config.dtype.map(dtype),
-        threads,
-        precision: precision(config.precision),
-        path: instructions(config),
-        kv: config.kv_dtype.map(kv_element),
-    };
     check_memory(config, &checkpoint, &options)?;
     let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
-    let digest = checkpoint.digest().map_err(|error| failed(error.into()))?;
+    let digest = checkpoint.digest()?;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).map_err(failed)?;
     let text = TextParts {
         tokenizer: checkpoint.tokenizer,
@@ -102,6 +108,17 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     };
     let sampler = sampler(&checkpoint.generation);
     Ok((model, Parts { name: checkpoint.id, digest, shape: checkpoint.config, text, sampler }))
+}
+
+fn options(config: &Config, threads: usize) -> LoadOptions {
+    LoadOptions {
+        device: device(config.device),
+        dtype: config.dtype.map(dtype),
+        threads,
+        precision: precision(config.precision),
+        path: instructions(config),
+        kv: config.kv_dtype.map(kv_element),
+    }
 }
 
 /// The quantization that was asked for.

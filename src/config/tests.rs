@@ -214,6 +214,15 @@ fn values_out_of_range_and_contradictions_are_refused() {
     }
     let flags = [("encode_rows", "9000"), ("max_rows_per_pass", "8000")];
     assert!(Config::load(None, none, &flags.map(|(key, value)| Override { key, value: value.into() })).is_err());
+    let pair = |scheme: &str, dtype: &str| {
+        let flags = [("quantize", scheme), ("dtype", dtype)];
+        Config::load(None, none, &flags.map(|(key, value)| Override { key, value: value.into() }))
+    };
+    for dtype in ["bf16", "f32"] {
+        let error = pair("q4_k_m", dtype).unwrap_err().to_string();
+        assert!(error.contains("quantize (q4_k_m)") && error.contains(&format!("dtype ({dtype})")), "{error}");
+    }
+    assert!(check("quantize", "q4_k_m").is_ok() && check("dtype", "bf16").is_ok());
     assert!(check("threads", "100000").is_err());
     assert!(check("grace_seconds", "0").is_ok(), "no grace is a choice");
     let flags =

@@ -84,6 +84,8 @@ pub struct Canvas {
     tokens: Vec<u32>,
     /// The most likely tokens of the last step; empty before it.
     argmax: Vec<u32>,
+    /// Those of the step before that; empty before there were two.
+    previous: Vec<u32>,
     accepted: Vec<bool>,
     /// Which of them by their own entropy, not as the best of what is left.
     sure: Vec<bool>,
@@ -114,6 +116,7 @@ impl Canvas {
             vocabulary,
             tokens,
             argmax: Vec::with_capacity(length),
+            previous: Vec::with_capacity(length),
             accepted: vec![false; length],
             sure: vec![false; length],
             step: 0,
@@ -213,24 +216,26 @@ impl Canvas {
 
     /// After a step: where the model is sure of a token that does not fit, or would be done with it, what fits is pinned in
     /// its place. Everything behind is noise again: it was written after something else. A misfit of which the model is not
-    /// sure is left to its next steps, and one of the last step to [`Canvas::settle`].
+    /// sure is left to its next steps, and one of the last step, even of a canvas that has converged in it, to
+    /// [`Canvas::settle`].
     ///
-    /// `candidates` are a position's best tokens, best first.
+    /// `outcome` is the step's, and what it has become is returned. `candidates` are a position's best tokens, best first.
     ///
     /// # Errors
     /// [`StructureError`] where the structure cannot be followed.
     pub fn bend<C: Iterator<Item = u32>>(
         &mut self,
+        outcome: StepOutcome,
         structure: &mut dyn Structure,
         candidates: impl Fn(usize) -> C,
-    ) -> Result<Progress, StructureError> {
-        if self.progress == Progress::OutOfSteps {
-            return Ok(self.progress);
+    ) -> Result<StepOutcome, StructureError> {
+        if self.step >= self.sampler.max_steps {
+            return Ok(outcome);
         }
         let at = structure.fits(&self.argmax)?;
         let fits = at == self.argmax.len();
         if fits || (self.progress == Progress::Going && !self.sure[at]) {
-            return Ok(self.progress);
+            return Ok(outcome);
         }
         let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
         let end = self.write(at, &mended);
@@ -245,7 +250,8 @@ impl Canvas {
         key.tokens(Purpose::Renoise, step, vocabulary, &mut self.tokens, |position| position >= end);
         self.unchanged = 0;
         self.progress = Progress::Going;
-        Ok(self.progress)
+        let settled = self.accepted.iter().filter(|accepted| **accepted).count();
+        Ok(StepOutcome { settled, changed: self.changed(), progress: self.progress, ..outcome })
     }
 
     /// Makes the draft fit as it is, position by position, when no step is left to do better: what is committed always fits.
@@ -264,7 +270,8 @@ impl Canvas {
                 return Ok(());
             }
             if at < settled {
-                return Err(StructureError(format!("what was put before position {settled} does not fit")));
+                let message = format!("what was put before position {settled} does not fit");
+                return Err(StructureError::Astray(message));
             }
             let mended = structure.mend(&self.argmax[..at], &mut candidates(at))?;
             settled = self.write(at, &mended).max(at + 1);
@@ -288,14 +295,11 @@ impl Canvas {
         let entropies = observations.clone().map(|o| o.entropy);
         let settled = accept(entropies, self.sampler.entropy_bound, &mut self.order, &mut self.accepted);
 
-        let first = self.argmax.is_empty();
-        if first {
-            self.argmax.resize(self.tokens.len(), 0);
-        }
-        let (mut changed, mut sum) = (0, 0.0f64);
+        std::mem::swap(&mut self.previous, &mut self.argmax);
+        self.argmax.clear();
+        let mut sum = 0.0f64;
         for (position, seen) in observations.enumerate() {
-            changed += usize::from(first || self.argmax[position] != seen.argmax);
-            self.argmax[position] = seen.argmax;
+            self.argmax.push(seen.argmax);
             if self.accepted[position] {
                 self.tokens[position] = seen.sampled;
             }
@@ -304,8 +308,17 @@ impl Canvas {
         }
         self.step += 1;
         let mean_entropy = (sum / self.tokens.len().max(1) as f64) as f32;
+        let changed = self.changed();
         self.progress = self.decide(changed, mean_entropy);
         Ok(StepOutcome { settled, changed, mean_entropy, progress: self.progress })
+    }
+
+    /// Positions whose argmax differs from the step before.
+    fn changed(&self) -> usize {
+        if self.previous.is_empty() {
+            return self.argmax.len();
+        }
+        self.argmax.iter().zip(&self.previous).filter(|(now, before)| now != before).count()
     }
 
     /// Stable: each of the last `stability_threshold` argmax canvases equals this one. Confident: the mean entropy is

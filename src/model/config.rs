@@ -104,6 +104,8 @@ mod most {
     pub const EXPERTS: usize = 1 << 13;
     pub const POSITIONS: usize = 1 << 24;
     pub const CANVAS: usize = 1 << 14;
+    /// Logits are known to some 1e-7 of their cap: ten thousandths here, and more would show in what is drawn.
+    pub const SOFTCAP: f64 = 1e3;
 }
 
 impl Config {
@@ -140,7 +142,7 @@ impl Config {
             window: text.size("sliding_window", Some(512), most::POSITIONS)?,
             context,
             rms_norm_eps: text.number("rms_norm_eps", Some(1e-6), 0.0, 1.0)? as f32,
-            softcap: text.number("final_logit_softcapping", Some(30.0), 1e-3, 1e6)? as f32,
+            softcap: text.number("final_logit_softcapping", Some(30.0), 1e-3, most::SOFTCAP)? as f32,
             experts: experts(&text)?,
             images: image_tokens(&top, vocabulary)?,
         })
@@ -183,6 +185,11 @@ fn refuse_unsupported(top: &Section, text: &Section) -> Result<(), ConfigError> 
     }
     if text.present("final_logit_softcapping") == Some(&Value::Null) {
         return Err(text.unsupported("final_logit_softcapping", "logits without a soft cap are not implemented"));
+    }
+    if text.get("final_logit_softcapping").and_then(Value::as_f64).is_some_and(|cap| cap > most::SOFTCAP) {
+        let why = "under so wide a cap logits would lose their last digits; write 1000, which moves a logit of 30 by less than \
+                   a hundredth";
+        return Err(text.unsupported("final_logit_softcapping", why));
     }
     Ok(())
 }

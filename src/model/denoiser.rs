@@ -87,6 +87,15 @@ impl DiffusionGemma {
         load::load(config, weights, options, Tuning::default())
     }
 
+    /// Whether this build and this machine have the device and the instructions that are asked for; to be known before
+    /// anything is downloaded.
+    ///
+    /// # Errors
+    /// [`LoadError::Device`], as loading would end.
+    pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
+        load::check(options)
+    }
+
     pub(super) fn new(config: &Config, backend: Backend, parts: Parts) -> DiffusionGemma {
         DiffusionGemma {
             limits: limits(config, &backend, &parts),

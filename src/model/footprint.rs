@@ -28,12 +28,20 @@ pub fn sliding_pages(window: usize, canvas: usize, page_tokens: usize) -> usize 
 /// them, which is one of experts. Nothing where a size is zero, whatever the others are: a file may say anything there.
 /// Of others the file's length bounds the product.
 pub fn coarse_bytes(element: ElementType, stack: &[usize], outputs: usize, inputs: usize) -> u64 {
+    let packing = if stack.is_empty() { Packing::Fast } else { Packing::Compact };
+    stacked(stack, (outputs, inputs), |outputs, inputs| PackedMatrix::coarse_bytes(element, outputs, inputs, packing))
+}
+
+/// The same where quantised matrices are held value for value.
+pub fn strips_bytes(element: ElementType, stack: &[usize], outputs: usize, inputs: usize) -> u64 {
+    stacked(stack, (outputs, inputs), |outputs, inputs| PackedMatrix::strips_bytes(element, outputs, inputs))
+}
+
+fn stacked(stack: &[usize], (outputs, inputs): (usize, usize), each: impl Fn(usize, usize) -> usize) -> u64 {
     if outputs == 0 || inputs == 0 || stack.contains(&0) {
         return 0;
     }
-    let packing = if stack.is_empty() { Packing::Fast } else { Packing::Compact };
-    let each = PackedMatrix::coarse_bytes(element, outputs, inputs, packing) as u64;
-    stack.iter().fold(each, |all, &count| all.saturating_mul(count as u64))
+    stack.iter().fold(each(outputs, inputs) as u64, |all, &count| all.saturating_mul(count as u64))
 }
 
 /// Bytes of one canvas's soft embedding.
@@ -71,7 +79,9 @@ mod tests {
         for (stack, outputs, inputs) in [(&[][..], 0, huge), (&[], huge, 0), (&[0], huge, huge), (&[huge, 0], 1, huge)]
         {
             assert_eq!(coarse_bytes(ElementType::Q4K, stack, outputs, inputs), 0);
+            assert_eq!(strips_bytes(ElementType::Q4K, stack, outputs, inputs), 0);
         }
         assert!(coarse_bytes(ElementType::Q4K, &[2], 1, 256) > 0);
+        assert_eq!(strips_bytes(ElementType::Q4K, &[2], 1, 256), 2 * strips_bytes(ElementType::Q4K, &[], 32, 256));
     }
 }

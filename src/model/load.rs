@@ -98,8 +98,6 @@ pub struct Tuning {
     pub vocabulary_tile: Option<usize>,
     /// Which implementation computes.
     pub operations: Operations,
-    /// The kernels' instructions; `None` takes the best the processor has.
-    pub path: Option<cpu::Path>,
 }
 
 /// Which implementation of the four opaque operations computes.
@@ -142,12 +140,18 @@ pub(super) fn load(
     Ok(DiffusionGemma::new(config, backend, parts))
 }
 
+/// Makes what would compute, with a single thread, and lets it go.
+pub(super) fn check(options: &LoadOptions) -> Result<(), LoadError> {
+    let alone = LoadOptions { threads: 1, ..*options };
+    backend(&alone, Tuning::default(), options.keys_and_values(None)).map(drop)
+}
+
 fn backend(options: &LoadOptions, tuning: Tuning, kv: KvElement) -> Result<Backend, LoadError> {
     let device = device(options.device)?;
     let own = device.is_cpu() && tuning.operations == Operations::ByDevice;
     let cpu = match own {
         true => {
-            let cpu = Cpu::new(options.threads.max(1), tuning.path.or(options.path));
+            let cpu = Cpu::new(options.threads.max(1), options.path);
             let cpu = cpu.map_err(|error| LoadError::Device(error.to_string()))?;
             Some(Arc::new(cpu.with_precision(options.precision)))
         }

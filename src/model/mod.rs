@@ -37,7 +37,7 @@ pub use config::{AttentionConfig, Config, ExpertsConfig, ImageTokens, LayerKind,
 pub use config_section::ConfigError;
 pub use denoiser::DiffusionGemma;
 use denoiser::Parts;
-pub use footprint::{coarse_bytes, page_bytes, row_bytes, sliding_pages, slot_bytes};
+pub use footprint::{coarse_bytes, page_bytes, row_bytes, sliding_pages, slot_bytes, strips_bytes};
 pub use load::LoadError;
 pub use names::EMBEDDING;
 pub use options::{DeviceChoice, LoadOptions, WeightType};

@@ -15,12 +15,12 @@ pub enum DeviceChoice {
     Metal(usize),
 }
 
-/// A type that plain weights may be converted to at load.
+/// A type that matrices may be converted to at load, from whatever they are stored in: blocks are widened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightType {
     /// 4 bytes a weight.
     F32,
-    /// 2 bytes a weight; f32 checkpoints are rounded.
+    /// 2 bytes a weight; what is stored more finely is rounded.
     Bf16,
 }
 

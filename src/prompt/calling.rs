@@ -2,13 +2,15 @@
 //!
 //! Pure: from tools to a grammar in llguidance's notation of Lark. The language is the model's own notation as the
 //! checkpoint's template writes it (`call.rs` reads it): no spaces, strings between quote tokens, keys in alphabetical
-//! order. What a schema demands beyond types, values and required keys (patterns, bounds) is not part of the language, and
-//! keys that it does not name are not either.
+//! order. Of a schema's keywords `type`, `properties`, `required`, `items`, `enum`, `const`, `$ref` and, where they do not
+//! stand beside an object's own keys, `anyOf` and `oneOf` are part of the language; keys that it does not name are not.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
+
+use super::depth;
 
 /// A tool that may be called.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +34,7 @@ pub(super) fn grammar(tools: &[CalledTool], quote: u32, close: u32) -> String {
             prefix,
             rules: &mut rules,
             seen: HashMap::new(),
+            ends: HashMap::new(),
             pending: Vec::new(),
         };
         let arguments = writer.arguments();
@@ -69,25 +72,46 @@ struct Writer<'a> {
     rules: &'a mut String,
     /// The rules of what references point to, by reference: they may lead in circles.
     seen: HashMap<&'a str, String>,
-    /// Those of them that are not written yet. Followed one after the other, a long chain of references costs no stack.
-    pending: Vec<(String, &'a Value)>,
+    /// Where chains of references end, by any reference of the chain; `None` for those that do not.
+    ends: HashMap<&'a str, Option<End<'a>>>,
+    /// What references point to and is not written yet. One after the other, a long chain of them costs no stack.
+    pending: Vec<End<'a>>,
 }
 
-/// Any value of the notation.
+/// The end of a chain of references: the last of them, and what it points to.
+type End<'a> = (&'a str, &'a Value);
+
+/// Any value of the notation, and any object.
 const ANY: &str = "value";
+const ANY_OBJECT: &str = "map";
+
+/// What of a schema is part of the language.
+enum Meaning<'a> {
+    Any,
+    Reference(&'a str),
+    Constants(&'a [Value]),
+    Alternatives(&'a [Value]),
+    Object(&'a Map<String, Value>),
+    Types(Vec<&'a str>, &'a Map<String, Value>),
+}
+
+/// Whether values of a schema are objects by its own word.
+fn declares_object(rules: &Map<String, Value>) -> bool {
+    match rules.get("type") {
+        Some(kind) => kind == "object",
+        None => rules.contains_key("properties"),
+    }
+}
 
 impl<'a> Writer<'a> {
     /// The arguments are an object whatever the schema says.
     fn arguments(&mut self) -> String {
         let root = self.root;
-        let is_object = |kind: &Value| kind == "object";
-        match root.get("type") {
-            Some(kind) if !is_object(kind) => "map".to_owned(),
-            _ => match self.schema(root) {
-                any if any == ANY => "map".to_owned(),
-                rule => rule,
-            },
-        }
+        let objects = match self.meaning(root) {
+            Meaning::Alternatives(all) => self.are_objects(all),
+            _ => self.is_object(root),
+        };
+        if objects { self.schema(root) } else { ANY_OBJECT.to_owned() }
     }
 
     fn rule(&mut self, name: &str, alternatives: &[String]) {
@@ -99,34 +123,63 @@ impl<'a> Writer<'a> {
         format!("{}x{}", self.prefix, self.rules.len())
     }
 
-    /// An expression for the values of a schema; any value where the schema is not understood.
-    fn schema(&mut self, schema: &'a Value) -> String {
-        let Some(rules) = schema.as_object() else { return ANY.to_owned() };
+    fn meaning(&mut self, schema: &'a Value) -> Meaning<'a> {
+        let Some(rules) = schema.as_object() else { return Meaning::Any };
         if let Some(reference) = rules.get("$ref").and_then(Value::as_str) {
-            return self.reference(reference);
+            return Meaning::Reference(reference);
         }
         if let Some(only) = rules.get("const") {
-            return self.constant(only);
+            return Meaning::Constants(std::slice::from_ref(only));
         }
         if let Some(values) = rules.get("enum").and_then(Value::as_array) {
-            let values: Vec<String> = values.iter().map(|value| self.constant(value)).collect();
-            return one_of(&values);
+            return Meaning::Constants(values);
         }
-        for keyword in ["anyOf", "oneOf"] {
-            if let Some(schemas) = rules.get(keyword).and_then(Value::as_array) {
-                let schemas: Vec<String> = schemas.iter().map(|schema| self.schema(schema)).collect();
-                return one_of(&schemas);
+        let alternatives = ["anyOf", "oneOf"].iter().find_map(|keyword| rules.get(*keyword)?.as_array());
+        match (alternatives, rules.get("type")) {
+            // Beside an object's keys they say which of these belong together, seldom what else it may be.
+            _ if rules.contains_key("properties") && declares_object(rules) => Meaning::Object(rules),
+            (Some(all), Some(kind)) if kind == "object" => {
+                if self.are_objects(all) {
+                    Meaning::Alternatives(all)
+                } else {
+                    Meaning::Object(rules)
+                }
             }
+            (Some(all), _) if !rules.contains_key("properties") => Meaning::Alternatives(all),
+            (_, Some(Value::String(kind))) if kind == "object" => Meaning::Object(rules),
+            (_, Some(Value::String(kind))) => Meaning::Types(vec![kind.as_str()], rules),
+            (_, Some(Value::Array(kinds))) => {
+                let mut named = HashSet::new();
+                let kinds = kinds.iter().filter_map(Value::as_str).filter(|kind| named.insert(*kind));
+                Meaning::Types(kinds.collect(), rules)
+            }
+            _ => Meaning::Any,
         }
-        match rules.get("type") {
-            Some(Value::String(kind)) => self.of_type(kind, rules),
-            Some(Value::Array(kinds)) => {
-                let kinds = kinds.iter().filter_map(Value::as_str);
-                let kinds: Vec<String> = kinds.map(|kind| self.of_type(kind, rules)).collect();
-                one_of(&kinds)
-            }
-            _ if rules.contains_key("properties") => self.object(rules),
-            _ => ANY.to_owned(),
+    }
+
+    fn are_objects(&mut self, alternatives: &'a [Value]) -> bool {
+        !alternatives.is_empty() && alternatives.iter().all(|schema| self.is_object(schema))
+    }
+
+    /// Whether every value of a schema is an object, as far as is seen without following its alternatives.
+    fn is_object(&mut self, schema: &'a Value) -> bool {
+        let schema = match schema.get("$ref").and_then(Value::as_str) {
+            Some(reference) => self.end(reference).map_or(schema, |(_, schema)| schema),
+            None => schema,
+        };
+        let other = |rules: &Map<String, Value>| ["$ref", "const", "enum"].iter().any(|key| rules.contains_key(*key));
+        schema.as_object().is_some_and(|rules| declares_object(rules) && !other(rules))
+    }
+
+    /// An expression for the values of a schema; any value where the schema is not understood.
+    fn schema(&mut self, schema: &'a Value) -> String {
+        match self.meaning(schema) {
+            Meaning::Any => ANY.to_owned(),
+            Meaning::Reference(reference) => self.reference(reference),
+            Meaning::Constants(values) => one_of(values.iter().map(|value| self.constant(value))),
+            Meaning::Alternatives(all) => one_of(all.iter().map(|schema| self.schema(schema))),
+            Meaning::Object(rules) => self.object(rules),
+            Meaning::Types(kinds, rules) => one_of(kinds.into_iter().map(|kind| self.of_type(kind, rules))),
         }
     }
 
@@ -139,8 +192,11 @@ impl<'a> Writer<'a> {
             "null" => r#""null""#.to_owned(),
             "array" => match rules.get("items") {
                 Some(items) => {
+                    // A rule, as it stands there twice: written out, lists of lists would double level by level.
                     let item = self.schema(items);
-                    format!(r#""[" ({item} ("," {item})*)? "]""#)
+                    let name = self.fresh();
+                    self.rule(&name, &[item]);
+                    format!(r#""[" ({name} ("," {name})*)? "]""#)
                 }
                 None => "list".to_owned(),
             },
@@ -150,30 +206,89 @@ impl<'a> Writer<'a> {
     }
 
     /// What a reference into the schema points to; any value where it leads nowhere but back to itself.
-    fn reference(&mut self, mut reference: &'a str) -> String {
-        let mut followed = HashSet::new();
-        let schema = loop {
-            let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
-            let Some(schema) = target.filter(|_| followed.insert(reference)) else { return ANY.to_owned() };
-            match schema.get("$ref").and_then(Value::as_str) {
-                Some(further) => reference = further,
-                None => break schema,
-            }
-        };
+    fn reference(&mut self, reference: &'a str) -> String {
+        let Some(end @ (reference, _)) = self.end(reference) else { return ANY.to_owned() };
         if let Some(rule) = self.seen.get(reference) {
             return rule.clone();
         }
         let rule = format!("{}r{}", self.prefix, self.seen.len());
         self.seen.insert(reference, rule.clone());
-        self.pending.push((rule.clone(), schema));
+        self.pending.push(end);
         rule
     }
 
-    /// Writes what references point to.
+    /// Where a reference leads when those that it points to are followed; each is followed once.
+    fn end(&mut self, mut reference: &'a str) -> Option<End<'a>> {
+        let mut followed = Vec::new();
+        let end = loop {
+            if let Some(end) = self.ends.get(reference) {
+                break *end;
+            }
+            // Whoever comes back to it meanwhile goes round in a circle.
+            self.ends.insert(reference, None);
+            followed.push(reference);
+            let Some(schema) = depth::target(self.root, reference) else { break None };
+            match schema.get("$ref").and_then(Value::as_str) {
+                Some(further) => reference = further,
+                None => break Some((reference, schema)),
+            }
+        };
+        self.ends.extend(followed.into_iter().map(|reference| (reference, end)));
+        end
+    }
+
+    /// Writes what references point to. What comes back to itself through alternatives alone has no text of its own: any
+    /// value is let through, as with references that do.
     fn settle(&mut self) {
-        while let Some((rule, schema)) = self.pending.pop() {
-            let meaning = self.schema(schema);
+        let mut written = Vec::new();
+        while let Some(end) = self.pending.pop() {
+            written.push((end, self.schema(end.1)));
+        }
+        let grounded = self.grounded(written.iter().map(|(end, _)| *end));
+        for ((reference, schema), meaning) in written {
+            let meaning = match grounded.contains(reference) {
+                true => meaning,
+                false if self.is_object(schema) => ANY_OBJECT.to_owned(),
+                false => ANY.to_owned(),
+            };
+            let rule = self.seen[reference].clone();
             self.rule(&rule, &[meaning]);
+        }
+    }
+
+    /// The references by which something else than references and alternatives can be reached.
+    fn grounded(&mut self, ends: impl Iterator<Item = End<'a>>) -> HashSet<&'a str> {
+        let mut leading_to: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut found = Vec::new();
+        for (reference, schema) in ends {
+            let mut leads = Vec::new();
+            if self.leads(schema, &mut leads) {
+                found.push(reference);
+            }
+            leads.into_iter().for_each(|lead| leading_to.entry(lead).or_default().push(reference));
+        }
+        let mut grounded = HashSet::new();
+        while let Some(reference) = found.pop() {
+            if grounded.insert(reference) {
+                found.extend(leading_to.remove(reference).unwrap_or_default());
+            }
+        }
+        grounded
+    }
+
+    /// Whether one of a schema's alternatives is no reference; `to` takes the references.
+    fn leads(&mut self, schema: &'a Value, to: &mut Vec<&'a str>) -> bool {
+        match self.meaning(schema) {
+            Meaning::Reference(reference) => match self.end(reference) {
+                Some((end, _)) => {
+                    to.push(end);
+                    false
+                }
+                None => true,
+            },
+            // Where one stands by itself, it does not matter what the others refer to.
+            Meaning::Alternatives(all) if !all.is_empty() => all.iter().any(|schema| self.leads(schema, to)),
+            _ => true,
         }
     }
 
@@ -210,42 +325,63 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An object of the keys that its schema names: the required ones, and any of the others. One rule per key says what
-    /// may come where nothing has been written before it, another where something has.
+    /// An object of the keys that its schema names: the required ones, and any of the others.
     fn object(&mut self, rules: &'a Map<String, Value>) -> String {
-        let none = Map::new();
         let properties = rules.get("properties").and_then(Value::as_object);
-        let required: Vec<&str> =
-            rules.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let named = rules.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        let mut required = HashSet::new();
+        let undeclared: Vec<&str> = named
+            .filter(|key| required.insert(*key))
+            .filter(|key| !properties.is_some_and(|properties| properties.contains_key(*key)))
+            .collect();
         let declared = properties.into_iter().flatten().map(|(key, schema)| (key.as_str(), Some(schema)));
-        let undeclared = required.iter().filter(|key| !properties.unwrap_or(&none).contains_key(**key));
-        let keys = sorted(declared.chain(undeclared.map(|key| (*key, None))));
+        let keys = sorted(declared.chain(undeclared.into_iter().map(|key| (key, None))));
         if keys.is_empty() {
-            return "map".to_owned();
+            return ANY_OBJECT.to_owned();
         }
-        let pairs: Vec<(String, bool)> = keys
+        let pairs: Vec<Pair> = keys
             .into_iter()
             .map(|(key, schema)| {
                 let value = schema.map_or_else(|| ANY.to_owned(), |schema| self.schema(schema));
-                (format!("{} {value}", self.key(key)), required.contains(&key))
+                Pair { text: format!("{} {value}", self.key(key)), required: required.contains(key) }
             })
             .collect();
-        let name = self.fresh();
-        let state = |at: usize, before: &str| match at == pairs.len() {
-            true => r#""}""#.to_owned(),
-            false => format!("{name}{before}{at}"),
-        };
-        for (at, (pair, required)) in pairs.iter().enumerate() {
-            for (before, comma) in [("a", ""), ("b", r#""," "#)] {
-                let mut ways = vec![format!("{comma}{pair} {}", state(at + 1, "b"))];
-                if !required {
-                    ways.push(state(at + 1, before));
-                }
-                self.rule(&state(at, before), &ways);
-            }
+        let inside = self.pairs(&pairs);
+        match may_be_left_out(&pairs) {
+            true => format!(r#""{{" ({inside})? "}}""#),
+            false => format!(r#""{{" {inside} "}}""#),
         }
-        format!(r#""{{" {}"#, state(0, "a"))
     }
+
+    /// One or more of these pairs, in their order, and all that are required. By halves: a rule that led from each key to the
+    /// next would be compiled with a stack as deep as there are keys.
+    fn pairs(&mut self, pairs: &[Pair]) -> String {
+        if let [pair] = pairs {
+            return pair.text.clone();
+        }
+        let (left, right) = pairs.split_at(pairs.len() / 2);
+        let (first, second) = (self.pairs(left), self.pairs(right));
+        let mut ways = match may_be_left_out(right) {
+            true => vec![format!(r#"{first} ("," {second})?"#)],
+            false => vec![format!(r#"{first} "," {second}"#)],
+        };
+        if may_be_left_out(left) {
+            ways.push(second);
+        }
+        let name = self.fresh();
+        self.rule(&name, &ways);
+        name
+    }
+}
+
+/// A key of an object with its value.
+struct Pair {
+    text: String,
+    required: bool,
+}
+
+fn may_be_left_out(pairs: &[Pair]) -> bool {
+    pairs.iter().all(|pair| !pair.required)
 }
 
 /// As the template sorts keys: by their small letters.
@@ -256,9 +392,10 @@ fn sorted<K: AsRef<str>, V>(pairs: impl Iterator<Item = (K, V)>) -> Vec<(K, V)> 
 }
 
 /// Any of these; what nothing is left of is any value.
-fn one_of(expressions: &[String]) -> String {
-    match expressions {
+fn one_of(expressions: impl Iterator<Item = String>) -> String {
+    match expressions.collect::<Vec<_>>().as_slice() {
         [] => ANY.to_owned(),
+        [one] => one.clone(),
         all => format!("({})", all.join(" | ")),
     }
 }

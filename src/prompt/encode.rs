@@ -13,6 +13,7 @@ use tokenizers::{
 };
 
 use super::error::PromptError;
+use super::extent;
 use super::shield::Stripped;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -47,6 +48,17 @@ impl AddedTokens {
             added.normalized.insert(content.get().to_owned(), id, token);
         }
         Ok(added)
+    }
+
+    /// Most bytes of text that one token stands for; `None` where there is no bound, or none that is known.
+    pub(super) fn longest(&self, tokenizer: &Tokenizer) -> Option<usize> {
+        // One that takes the white space around it stands for any amount. A lone one that a client spells may be left out.
+        let mut tokens = self.raw.tokens.values().chain(self.normalized.tokens.values());
+        if tokens.any(|(_, token)| token.lstrip || token.rstrip) || !self.lone.is_empty() {
+            return None;
+        }
+        let added = self.raw.lengths.first().max(self.normalized.lengths.first()).copied();
+        extent::longest_spelling(tokenizer).map(|longest| longest.max(added.unwrap_or(0)))
     }
 
     /// The tokens of rendered text.

@@ -13,6 +13,7 @@ mod depth;
 mod detokenize;
 mod encode;
 mod error;
+mod extent;
 mod lexicon;
 mod machine;
 mod python;
@@ -73,8 +74,20 @@ pub struct Text {
     template: Option<Template>,
     bos: Option<u32>,
     add_bos: Option<bool>,
+    longest_token: Option<usize>,
     /// Made when the first answer must have a structure: it takes a second and some memory.
     grammars: OnceLock<Grammars>,
+}
+
+/// A rendered conversation, not tokenised yet.
+#[derive(Debug, Clone)]
+pub struct Rendered(Stripped);
+
+impl Rendered {
+    /// Its text.
+    pub fn text(&self) -> &str {
+        &self.0.text
+    }
 }
 
 impl std::fmt::Debug for Text {
@@ -99,6 +112,7 @@ impl Text {
         let eos_token = parts.eos_token.unwrap_or_default();
         let template = parts.template.map(|source| Template::new(&source, &bos_token, &eos_token)).transpose()?;
         let bos = lexicon.tokenizer.token_to_id(&bos_token);
+        let longest_token = added.longest(&lexicon.tokenizer);
         Ok(Text {
             lexicon: Arc::new(lexicon),
             added,
@@ -106,6 +120,7 @@ impl Text {
             template,
             bos,
             add_bos: parts.add_bos,
+            longest_token,
             grammars: OnceLock::new(),
         })
     }
@@ -118,7 +133,25 @@ impl Text {
     /// # Errors
     /// See [`PromptError::fault`]: what the template refuses or cannot express is the request's fault.
     pub fn render(&self, chat: &Chat) -> Result<Prompt, PromptError> {
-        let ids = self.added.encode(&self.lexicon.tokenizer, &self.rendered(chat)?)?;
+        self.tokenize(&self.rendered(chat)?)
+    }
+
+    /// The first half of [`Text::render`], which is much the cheaper one.
+    ///
+    /// # Errors
+    /// As [`Text::render`].
+    pub fn rendered(&self, chat: &Chat) -> Result<Rendered, PromptError> {
+        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        let shield = Shield::new(&self.spellings, chat)?;
+        Ok(Rendered(shield.strip(&template.render(chat, &shield)?)))
+    }
+
+    /// The second half of [`Text::render`].
+    ///
+    /// # Errors
+    /// [`PromptError::Tokenizer`] where the tokeniser fails.
+    pub fn tokenize(&self, rendered: &Rendered) -> Result<Prompt, PromptError> {
+        let ids = self.added.encode(&self.lexicon.tokenizer, &rendered.0)?;
         let resume_points = self.resume_points(&ids);
         let opening = self.opening(&ids);
         Ok(Prompt { ids, resume_points, opening })
@@ -129,13 +162,13 @@ impl Text {
     /// # Errors
     /// As [`Text::render`].
     pub fn render_text(&self, chat: &Chat) -> Result<String, PromptError> {
-        Ok(self.rendered(chat)?.text)
+        Ok(self.rendered(chat)?.0.text)
     }
 
-    fn rendered(&self, chat: &Chat) -> Result<Stripped, PromptError> {
-        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
-        let shield = Shield::new(&self.spellings, chat)?;
-        Ok(shield.strip(&template.render(chat, &shield)?))
+    /// Most bytes of text that one token stands for; `None` where there is no bound, or none that is known. A text of more
+    /// than so many times the tokens that fit need not be tokenised to be refused.
+    pub fn longest_token(&self) -> Option<usize> {
+        self.longest_token
     }
 
     /// Whether the chat template reads a variable of this name; what it does not read has no effect.

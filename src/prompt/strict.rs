@@ -7,6 +7,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Number, Value};
 
+use super::depth::target;
+
 /// Keywords that demand nothing. `format` is one of them by the standard's own default.
 const ANNOTATIONS: [&str; 11] = [
     "title",
@@ -39,10 +41,12 @@ const BOUNDS: [&str; 9] = [
 ];
 const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
 
-/// Most schemas looked at for one call, and most within each other: references may lead in circles, and alternatives
-/// multiply.
-const EFFORT: usize = 20_000;
+/// Most steps taken for one call, some hundredths of a second, and most schemas within each other: references may lead in
+/// circles, and alternatives multiply. A list of a thousand objects with twenty properties takes less than half of them.
+const EFFORT: usize = 300_000;
 const DEPTH: usize = 200;
+/// Bytes of text that are measured in one step.
+const MEASURED: usize = 16;
 
 /// The tools that a request offers, with the schemas that calls of the strict ones must fit. A call of another tool, or
 /// one that does not fit, is no call.
@@ -60,9 +64,11 @@ pub struct UncheckedSchema {
 }
 
 impl CallableTools {
-    /// Adds a tool that may be called with any arguments; one that is strict stays so.
-    pub fn insert(&mut self, tool: &str) {
+    /// Adds a tool that may be called with any arguments, and says whether it is new; one that is not stays as it was.
+    pub fn insert(&mut self, tool: &str) -> bool {
+        let new = !self.0.contains_key(tool);
         self.0.entry(tool.to_owned()).or_default();
+        new
     }
 
     /// Adds a strict tool; no schema demands nothing.
@@ -81,7 +87,8 @@ impl CallableTools {
         let Some(schema) = self.0.get(tool) else { return false };
         let Some(root) = schema else { return true };
         let mut check = Check { root, effort: EFFORT, depth: DEPTH };
-        serde_json::from_str(arguments).is_ok_and(|value| check.fits(root, &value))
+        // What was not looked at for want of effort may have been the second of alternatives that exclude each other.
+        serde_json::from_str(arguments).is_ok_and(|value| check.fits(root, &value)) && check.effort > 0
     }
 }
 
@@ -123,11 +130,6 @@ fn understand(root: &Value, schema: &Value, place: &str) -> Result<(), Unchecked
     Ok(())
 }
 
-/// What a reference within the schema points at.
-fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
-    root.pointer(reference.strip_prefix('#')?)
-}
-
 /// One check of one call.
 struct Check<'a> {
     root: &'a Value,
@@ -138,10 +140,9 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn fits(&mut self, schema: &Value, value: &Value) -> bool {
-        if self.effort == 0 || self.depth == 0 {
+        if self.depth == 0 || !self.spend(1) {
             return false;
         }
-        self.effort -= 1;
         self.depth -= 1;
         let fits = match schema {
             Value::Object(map) => map.iter().all(|(keyword, rule)| self.obeys(map, keyword, rule, value)),
@@ -151,8 +152,17 @@ impl Check<'_> {
         fits
     }
 
+    /// Takes steps off what is left; where there are not as many, nothing is left.
+    fn spend(&mut self, steps: usize) -> bool {
+        self.effort = self.effort.saturating_sub(steps);
+        self.effort > 0
+    }
+
     /// One keyword of a schema that has been understood. A rule about another type of value holds.
     fn obeys(&mut self, schema: &Map<String, Value>, keyword: &str, rule: &Value, value: &Value) -> bool {
+        if !self.spend(steps(keyword, rule, value)) {
+            return false;
+        }
         match (keyword, rule, value) {
             ("type", Value::Array(kinds), _) => kinds.iter().any(|kind| is(value, kind)),
             ("type", kind, _) => is(value, kind),
@@ -192,6 +202,21 @@ impl Check<'_> {
             _ => true,
         }
     }
+}
+
+/// How much of a rule and of the value a keyword goes through by itself.
+fn steps(keyword: &str, rule: &Value, value: &Value) -> usize {
+    let listed = match rule {
+        Value::Array(all) => all.len(),
+        Value::Object(named) => named.len(),
+        _ => 0,
+    };
+    let measured = match (keyword, value) {
+        ("additionalProperties", Value::Object(map)) => map.len(),
+        ("minLength" | "maxLength", Value::String(text)) => text.len() / MEASURED,
+        _ => 0,
+    };
+    1 + listed + measured
 }
 
 fn within(rule: &Value, measured: f64, holds: impl Fn(&f64, &f64) -> bool) -> bool {
@@ -430,6 +455,36 @@ mod tests {
             prop_assert!(is_multiple(&number(times * step), &number(step)));
             prop_assert!(!is_multiple(&number(times * step + 1), &number(step)));
         }
+    }
+
+    #[test]
+    fn long_lists_are_work() {
+        let words = json!((0..9_000).map(|word| format!("word {word}")).collect::<Vec<_>>());
+        let with = |times: usize| {
+            let mut all = vec![json!({"$ref": "#/$defs/words"}); times];
+            all.push(json!(true));
+            json!({"properties": {"a": {"anyOf": all}}, "$defs": {"words": {"enum": words}}})
+        };
+        assert!(tools(with(10)).unwrap().admit("f", "{\"a\": \"none\"}"));
+        assert!(!tools(with(900)).unwrap().admit("f", "{\"a\": \"none\"}"));
+        let excluding = json!({"oneOf": [true, {"allOf": vec![with(10); 4]}], "$defs": {"words": {"enum": words}}});
+        assert!(
+            !tools(excluding).unwrap().admit("f", "{\"a\": \"none\"}"),
+            "both fit, one was not looked at to the end"
+        );
+    }
+
+    #[test]
+    fn long_arguments_can_be_checked() {
+        let properties: Map<String, Value> =
+            (0..20).map(|key| (format!("key{key}"), json!({"type": "integer", "minimum": 0}))).collect();
+        let names: Vec<&String> = properties.keys().collect();
+        let item =
+            json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false});
+        let value: Map<String, Value> = names.iter().map(|name| ((*name).clone(), json!(1))).collect();
+        let schema = json!({"properties": {"a": {"items": item}, "b": {"type": "string", "maxLength": 1_000_000}}});
+        let arguments = json!({"a": vec![value; 1_000], "b": "x".repeat(500_000)});
+        assert!(tools(schema).unwrap().admit("f", &arguments.to_string()));
     }
 
     #[test]

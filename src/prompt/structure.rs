@@ -1,15 +1,15 @@
 //! Answers that must have a structure: a JSON Schema, or a call that must be made, as a language of tokens, followed by
 //! llguidance.
 //!
-//! Only the content of an answer is bound, or the first call. A thought before it is free, and so are a call in the place
-//! of content where one may be made, and what follows a call. Parsing works on the bytes that tokens spell, so that every
-//! way to cut a text into tokens counts.
+//! Bound are the content of an answer, the calls in its place where some may be made, or the first call where one must be.
+//! A thought before it is free, and so is what follows a call that had to be made. Parsing works on the bytes that tokens
+//! spell, so that every way to cut a text into tokens counts.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
@@ -32,10 +32,10 @@ pub enum Form {
 }
 
 /// Whether an answer may call a tool instead of having its structure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Instead {
-    /// A call may take the content's place.
-    Calls,
+    /// Calls of these tools may take the content's place.
+    Calls(Vec<CalledTool>),
     /// Nothing may.
     Nothing,
 }
@@ -44,7 +44,9 @@ pub enum Instead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
     /// Its content.
-    Content(Instead),
+    Content,
+    /// Its content, or calls in its place, with the tokens that open them.
+    ContentOrCalls,
     /// The call that this token opens.
     Call(u32),
 }
@@ -52,7 +54,16 @@ enum Subject {
 /// What the tokens spell, prepared once for all languages.
 pub(super) struct Grammars {
     factory: ParserFactory,
+    /// Tokens that may spell something, from 0. A model's table can be longer than its tokeniser's.
+    size: u32,
 }
+
+/// Most work that is done for one canvas of an answer, in the library's own units, which do not depend on the clock: fuel
+/// of its lexer, of which it burns 12 to 30 in a microsecond, and items of its parser. That is a quarter of a second.
+///
+/// Of the ordinary rules, texts of at most 2,000 characters cost most: 134,000 for 64 mends over a vocabulary of 200,000
+/// tokens. `^.*e.{28}$` costs 4,400,000 there.
+const ALLOWANCE: u64 = 3_500_000;
 
 /// Begins what a marker spells here: no text contains this byte. The library writes `[`, the marker's id and `]` behind it.
 const MARKER: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
@@ -65,6 +76,7 @@ pub struct Blueprint {
     matcher: Matcher,
     lexicon: Arc<Lexicon>,
     subject: Subject,
+    size: u32,
 }
 
 impl Grammars {
@@ -79,7 +91,7 @@ impl Grammars {
         let mut factory = ParserFactory::new(&(Arc::new(environment) as _), InferenceCapabilities::default(), &[])
             .map_err(unusable)?;
         factory.quiet().limits_mut().verbose_errors = false;
-        Ok(Grammars { factory })
+        Ok(Grammars { factory, size })
     }
 
     /// The language of this form.
@@ -89,26 +101,18 @@ impl Grammars {
         form: Form,
         instead: Instead,
     ) -> Result<Blueprint, PromptError> {
-        let deepest = match &form {
-            Form::Json => 0,
-            Form::Schema(schema) => depth::levels(schema),
-            Form::Call(tools) => tools.iter().map(|tool| depth::levels(&tool.parameters)).max().unwrap_or(0),
-        };
-        if deepest > depth::MOST {
-            let message =
-                format!("its references lead through {deepest} levels, at most {} can be followed", depth::MOST);
-            return Err(PromptError::Structure(message));
-        }
+        depth::check(schemas(&form, &instead))?;
         let (grammar, subject) = match form {
-            Form::Json => (of_schema(json!({"type": "object"}))?, Subject::Content(instead)),
-            Form::Schema(schema) => (of_schema(schema)?, Subject::Content(instead)),
+            Form::Json => content(lexicon, json!({"type": "object"}), &instead)?,
+            Form::Schema(schema) => content(lexicon, schema, &instead)?,
             Form::Call(tools) => {
                 let marker = |mark| lexicon.marker(mark).ok_or(PromptError::NoTools);
                 let grammar = calling::grammar(&tools, marker(Mark::Quote)?, marker(Mark::CallClose)?);
                 (TopLevelGrammar::from_lark(grammar), Subject::Call(marker(Mark::CallOpen)?))
             }
         };
-        Ok(Blueprint { matcher: self.compiled(grammar)?, lexicon: Arc::clone(lexicon), subject })
+        let matcher = self.compiled(grammar)?;
+        Ok(Blueprint { matcher, lexicon: Arc::clone(lexicon), subject, size: self.size })
     }
 
     /// Compiling recurses as deep as the schema leads, which is more than an ordinary thread's stack holds.
@@ -132,9 +136,40 @@ impl Grammars {
     }
 }
 
+/// All schemas that are compiled together.
+fn schemas<'a>(form: &'a Form, instead: &'a Instead) -> impl Iterator<Item = &'a Value> {
+    let (content, demanded) = match form {
+        Form::Json => (None, &[][..]),
+        Form::Schema(schema) => (Some(schema), &[][..]),
+        Form::Call(tools) => (None, tools.as_slice()),
+    };
+    let offered = match instead {
+        Instead::Calls(tools) => tools.as_slice(),
+        Instead::Nothing => &[],
+    };
+    content.into_iter().chain(demanded.iter().chain(offered).map(|tool| &tool.parameters))
+}
+
+/// The language of content that fits a schema, and of the calls that may take its place. Where the tokeniser cannot write
+/// a call, none is to be expected.
+fn content(lexicon: &Lexicon, schema: Value, instead: &Instead) -> Result<(TopLevelGrammar, Subject), PromptError> {
+    let content = of_schema(schema)?;
+    let markers = [Mark::CallOpen, Mark::Quote, Mark::CallClose].map(|mark| lexicon.marker(mark));
+    let (Instead::Calls(tools), [Some(open), Some(quote), Some(close)]) = (instead, markers) else {
+        return Ok((TopLevelGrammar::from_grammar(content), Subject::Content));
+    };
+    let named = |name: &str, grammar: GrammarWithLexer| GrammarWithLexer { name: Some(name.to_owned()), ..grammar };
+    let grammars = vec![
+        GrammarWithLexer::from_lark(format!("start: @content | (<[{open}]> @call)+")),
+        named("content", content),
+        named("call", GrammarWithLexer::from_lark(calling::grammar(tools, quote, close))),
+    ];
+    Ok((TopLevelGrammar { grammars, max_tokens: None }, Subject::ContentOrCalls))
+}
+
 /// JSON that fits a schema, written on one line. Where space is free, a model that is at a loss writes nothing else; where
 /// it is not, much of the text is certain beforehand, and whole names are put down at once.
-fn of_schema(schema: Value) -> Result<TopLevelGrammar, PromptError> {
+fn of_schema(schema: Value) -> Result<GrammarWithLexer, PromptError> {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         schema => schema,
@@ -145,14 +180,14 @@ fn of_schema(schema: Value) -> Result<TopLevelGrammar, PromptError> {
             return Err(PromptError::Structure(format!("{LAYOUT:?} is not supported; leave it out")));
         }
     }
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(GrammarWithLexer::from_json_schema(schema))
 }
 
 /// What a token spells in a language: its text, or where it is part of a call's notation, its number. Other tokens spell
 /// nothing: no language contains them.
 fn word(lexicon: &Lexicon, id: u32) -> Vec<u8> {
     match lexicon.mark(id) {
-        Some(Mark::Quote | Mark::CallClose) => {
+        Some(Mark::CallOpen | Mark::Quote | Mark::CallClose) => {
             let mut word = vec![MARKER];
             word.extend_from_slice(format!("[{id}]").as_bytes());
             word
@@ -182,6 +217,8 @@ impl Blueprint {
             place,
             lexicon: Arc::clone(&self.lexicon),
             subject: self.subject,
+            size: self.size,
+            work: 0,
         })
     }
 }
@@ -195,7 +232,7 @@ enum Place {
     Thought,
     /// In what is bound.
     Content,
-    /// In a call that is not bound, or behind one that was: anything goes.
+    /// Behind the call that had to be made: anything goes.
     Free,
 }
 
@@ -228,14 +265,18 @@ struct Follower {
     place: Place,
     lexicon: Arc<Lexicon>,
     subject: Subject,
+    size: u32,
+    /// What has been used of [`ALLOWANCE`].
+    work: u64,
 }
 
 impl Follower {
     /// Whether a language of this subject may contain the token.
     fn speaks(&self, id: u32) -> bool {
         match self.lexicon.mark(id) {
-            None => true,
-            Some(Mark::Quote | Mark::CallClose) => matches!(self.subject, Subject::Call(_)),
+            None => id < self.size,
+            Some(Mark::Quote | Mark::CallClose) => self.subject != Subject::Content,
+            Some(Mark::CallOpen) => self.subject == Subject::ContentOrCalls,
             Some(_) => false,
         }
     }
@@ -251,29 +292,28 @@ impl Follower {
                     place = Place::Before;
                     continue;
                 }
+                // It ends a thought, too. Where calls are one way among others, the language has it.
+                (Place::Before | Place::Thought, Some(Mark::CallOpen)) if self.subject != Subject::Content => {
+                    let start = if self.speaks(id) { at } else { at + 1 };
+                    (content, place) = (start..at + 1, Place::Content);
+                    continue;
+                }
                 // A thought that never ends would leave no room for the content.
-                (Place::Thought, Some(Mark::End | Mark::ResponseOpen)) => Then::Foreign,
+                (Place::Thought, Some(Mark::CallOpen | Mark::End | Mark::ResponseOpen)) => Then::Foreign,
                 (Place::Thought, _) => continue,
                 (Place::Before, Some(Mark::ThoughtOpen)) => {
                     place = Place::Thought;
-                    continue;
-                }
-                (Place::Before, Some(Mark::CallOpen)) if self.subject == Subject::Content(Instead::Calls) => {
-                    place = Place::Free;
-                    continue;
-                }
-                (Place::Before, Some(Mark::CallOpen)) if matches!(self.subject, Subject::Call(_)) => {
-                    (content, place) = (at + 1..at + 1, Place::Content);
                     continue;
                 }
                 (Place::Before, None) if matches!(self.subject, Subject::Call(_)) => Then::Foreign,
                 (Place::Before | Place::Content, _) if self.speaks(id) => {
                     let start = if place == Place::Before { at } else { content.start };
                     content = start..at + 1;
-                    place = if mark == Some(Mark::CallClose) { Place::Free } else { Place::Content };
+                    let last = mark == Some(Mark::CallClose) && matches!(self.subject, Subject::Call(_));
+                    place = if last { Place::Free } else { Place::Content };
                     continue;
                 }
-                (Place::Before | Place::Content, Some(Mark::End)) => Then::End,
+                (Place::Before | Place::Content, _) if ends(mark) => Then::End,
                 (Place::Before | Place::Content, _) => Then::Foreign,
             };
             if content.is_empty() {
@@ -290,20 +330,34 @@ impl Follower {
     /// Moves the matcher behind the longest beginning of what is bound that it accepts, and says how long that is.
     fn advance(&mut self, content: &[u32]) -> Result<usize, StructureError> {
         let common = self.trail.iter().zip(content).take_while(|(a, b)| a == b).count();
-        self.matcher.rollback(self.trail.len() - common).map_err(astray)?;
+        self.matcher.rollback(self.trail.len() - common).map_err(unfollowed)?;
         self.trail.truncate(common);
-        let taken = self.matcher.try_consume_tokens(&content[common..]).map_err(astray)?;
+        let taken = self.matcher.try_consume_tokens(&content[common..]).map_err(unfollowed)?;
         self.trail.extend_from_slice(&content[common..common + taken]);
         Ok(common + taken)
     }
 
     /// A token that can stand where the matcher is, though nobody proposed it: the shortest.
-    fn any(&self, allowed: &llguidance::toktrie::SimpleVob) -> Option<u32> {
-        let shortest = allowed.iter().filter(|&id| self.speaks(id));
-        shortest.min_by_key(|&id| (text_bytes(&self.lexicon, id).len(), id))
+    fn any(&self, allowed: &SimpleVob) -> Option<u32> {
+        let known = allowed.iter().filter(|&id| self.speaks(id));
+        // Calls are for a model that asks for them.
+        let opens = |id| self.lexicon.mark(id) == Some(Mark::CallOpen);
+        known.min_by_key(|&id| (opens(id), text_bytes(&self.lexicon, id).len(), id))
     }
 
-    /// What must follow where the matcher is, as the tokeniser writes it.
+    /// What can stand where the matcher is.
+    fn mask(&mut self) -> Result<SimpleVob, StructureError> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(unfollowed)?;
+        let effort = self.matcher.last_step_stats().map_err(unfollowed)?;
+        self.work += effort.lexer_cost + effort.all_items as u64;
+        if self.work > ALLOWANCE {
+            return Err(StructureError::TooComplex("that takes too long".to_owned()));
+        }
+        Ok(mask)
+    }
+
+    /// What must follow where the matcher is, as the tokeniser writes it, as far as its tokens spell just that: in a text
+    /// by itself it may see control tokens or put a space before it.
     fn forced(&mut self) -> Vec<u32> {
         let bytes = self.matcher.compute_ff_bytes();
         let mut rest = bytes.as_slice();
@@ -320,11 +374,27 @@ impl Follower {
             // Space that ends it may be one token with what follows.
             let text = if end == rest.len() { text.trim_end() } else { text };
             let Ok(encoding) = self.lexicon.tokenizer.encode_fast(text, false) else { break };
-            ids.extend_from_slice(encoding.get_ids());
+            let mut unspelt = text.as_bytes();
+            for &id in encoding.get_ids() {
+                let word = text_bytes(&self.lexicon, id);
+                let Some(behind) = unspelt.strip_prefix(word.as_slice()).filter(|_| !word.is_empty()) else {
+                    return ids;
+                };
+                ids.push(id);
+                unspelt = behind;
+            }
+            if !unspelt.is_empty() {
+                break;
+            }
             rest = &rest[end..];
         }
         ids
     }
+}
+
+/// Whether the answer is over with this token.
+fn ends(mark: Option<Mark>) -> bool {
+    matches!(mark, Some(Mark::End | Mark::ResponseOpen))
 }
 
 /// The number in brackets that these bytes begin with, and what is behind it.
@@ -343,7 +413,7 @@ impl Structure for Follower {
         }
         match then {
             Then::More => Ok(tokens.len()),
-            Then::End if self.matcher.is_accepting().map_err(astray)? => Ok(tokens.len()),
+            Then::End if self.matcher.is_accepting().map_err(unfollowed)? => Ok(tokens.len()),
             Then::End | Then::Foreign => Ok(content.end),
         }
     }
@@ -357,21 +427,21 @@ impl Structure for Follower {
         if let (Place::Before, Subject::Call(open)) = (place, self.subject) {
             return Ok(std::iter::once(open).chain(self.forced()).collect());
         }
-        let ends = self.matcher.is_accepting().map_err(astray)?;
-        let allowed = self.matcher.compute_mask_or_eos().map_err(astray)?;
+        let complete = self.matcher.is_accepting().map_err(unfollowed)?;
+        let allowed = self.mask()?;
         let can_stand = |id: &u32| match self.speaks(*id) {
-            true => (*id as usize) < allowed.len() && allowed.is_allowed(*id),
-            false => ends && self.lexicon.mark(*id) == Some(Mark::End),
+            true => allowed.is_allowed(*id),
+            false => complete && ends(self.lexicon.mark(*id)),
         };
         let mut proposed = candidates;
         let chosen = match Iterator::find(&mut proposed, can_stand) {
             Some(chosen) => chosen,
-            None if ends => self.lexicon.end().ok_or_else(|| lost("an answer cannot end"))?,
+            None if complete => self.lexicon.end().ok_or_else(|| lost("an answer cannot end"))?,
             None => self.any(&allowed).ok_or_else(|| lost("nothing may follow"))?,
         };
         let mut mended = vec![chosen];
         if self.speaks(chosen) {
-            self.matcher.consume_token(chosen).map_err(astray)?;
+            self.matcher.consume_token(chosen).map_err(unfollowed)?;
             self.trail.push(chosen);
             mended.extend(self.forced());
         }
@@ -386,18 +456,25 @@ impl Structure for Follower {
         }
         self.trail.clear();
         self.place = place;
+        self.work = 0;
         Ok(())
     }
 }
 
 fn unusable(error: impl std::fmt::Display) -> PromptError {
-    PromptError::Structure(error.to_string())
+    PromptError::Structure(cause(error))
 }
 
-fn astray(error: impl std::fmt::Display) -> StructureError {
-    StructureError(error.to_string())
+/// The library follows every language that it has compiled, unless that takes too much.
+fn unfollowed(error: impl std::fmt::Display) -> StructureError {
+    StructureError::TooComplex(cause(error))
+}
+
+/// What the library says; its further lines are about its own state.
+fn cause(error: impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 fn lost(what: &str) -> StructureError {
-    StructureError(what.to_owned())
+    StructureError::Astray(what.to_owned())
 }

@@ -3,6 +3,7 @@
 //! The engine is set up like the reference's Jinja2: blocks trimmed, `None` and `True` printed as Python prints them,
 //! `raise_exception`, `strftime_now` and its kind of `tojson`. Everything a client sent goes in through a [`Shield`].
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use minijinja::syntax::SyntaxConfig;
@@ -35,7 +36,8 @@ enum ContentForm {
 /// A compiled chat template.
 pub(super) struct Template {
     env: Environment<'static>,
-    source: String,
+    /// Every word of its source.
+    words: HashSet<String>,
     form: ContentForm,
     bos_token: String,
     eos_token: String,
@@ -80,7 +82,7 @@ impl Template {
             .map_err(|error| PromptError::Template(describe(&error)))?;
         let mut template = Template {
             env,
-            source: source.to_owned(),
+            words: words(source).map(str::to_owned).collect(),
             form: ContentForm::AsSent,
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
@@ -111,12 +113,7 @@ impl Template {
 
     /// Whether the template's source uses this name.
     pub(super) fn reads(&self, variable: &str) -> bool {
-        let word = |c: char| c.is_alphanumeric() || c == '_';
-        self.source.match_indices(variable).any(|(at, _)| {
-            let before = self.source.get(..at).and_then(|text| text.chars().next_back());
-            let after = self.source.get(at + variable.len()..).and_then(|text| text.chars().next());
-            !before.is_some_and(word) && !after.is_some_and(word)
-        })
+        self.words.contains(variable)
     }
 
     /// Renders the conversation and what makes the model answer; client text goes through the shield, whose marks are
@@ -132,13 +129,7 @@ impl Template {
             _ if chat.kwargs.contains_key("enable_thinking") => {}
             thinking => context.push(("enable_thinking".to_owned(), Value::from(thinking == Thinking::On))),
         }
-        let messages = chat
-            .messages
-            .iter()
-            .enumerate()
-            .map(|(index, message)| self.message(&chat.messages[..index], message, shield))
-            .collect::<Vec<Value>>();
-        context.push(("messages".to_owned(), Value::from(messages)));
+        context.push(("messages".to_owned(), Value::from(self.messages(&chat.messages, shield))));
         let tools = match chat.tools.as_slice() {
             [] => Value::from(()),
             tools => tools.iter().map(|tool| shielded(tool, shield)).collect(),
@@ -178,7 +169,19 @@ impl Template {
         Ok(())
     }
 
-    fn message(&self, earlier: &[Message], message: &Message, shield: &Shield) -> Value {
+    fn messages(&self, messages: &[Message], shield: &Shield) -> Vec<Value> {
+        // Names of the tools that calls went to, by the calls' ids; of calls with the same id the later one's.
+        let mut called = HashMap::new();
+        let mut values = Vec::with_capacity(messages.len());
+        for message in messages {
+            values.push(self.message(message, &called, shield));
+            called.extend(message.tool_calls.iter().map(|call| (call.id.as_str(), call.name.as_str())));
+        }
+        values
+    }
+
+    /// A message; `called` are the tools of the calls before it.
+    fn message(&self, message: &Message, called: &HashMap<&str, &str>, shield: &Shield) -> Value {
         let role = match message.role {
             Role::Developer if !self.reads("developer") => Role::System,
             role => role,
@@ -200,7 +203,7 @@ impl Template {
             },
         ));
         let call = message.tool_call_id.as_deref();
-        let answered = call.filter(|_| role == Role::Tool).and_then(|id| called(earlier, id));
+        let answered = call.filter(|_| role == Role::Tool).and_then(|id| called.get(id).copied());
         if let Some(name) = message.name.as_deref().or(answered) {
             fields.push(("name", Value::from(shield.text(name))));
         }
@@ -220,10 +223,9 @@ impl Template {
     }
 }
 
-/// Name of the tool that the call of this id went to.
-fn called<'a>(earlier: &'a [Message], id: &str) -> Option<&'a str> {
-    let calls = earlier.iter().rev().flat_map(|message| message.tool_calls.iter().rev());
-    calls.into_iter().find(|call| call.id == id).map(|call| call.name.as_str())
+/// The words of a template's source: names, and what else is written with the same characters.
+fn words(source: &str) -> impl Iterator<Item = &str> {
+    source.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
 fn joined(parts: &[Part]) -> String {

@@ -41,7 +41,7 @@ impl Core {
         if self.deadlines.is_empty() {
             return;
         }
-        let horizon = self.now + self.durations.median();
+        let horizon = self.horizon(self.now);
         while let Some(&(at, id)) = self.deadlines.first().filter(|&&(at, _)| at <= horizon) {
             self.deadlines.remove(&(at, id));
             let lane = self.lane(id);
@@ -153,6 +153,7 @@ impl Core {
     /// Admits a choice if its text and one canvas fit beside what the running ones were admitted with. If nothing runs
     /// it fits, because longer texts are refused beforehand.
     fn try_admit(&mut self, id: LaneId) -> Fit {
+        let Some(&slot) = self.slots.last() else { return Fit::Short };
         let promised = self.promised();
         let beside_others = !self.running.is_empty();
         let waits_for_prompt = self.waits_for_prompt(id);
@@ -166,9 +167,10 @@ impl Core {
             store.give_back(holding);
             return Fit::Short;
         }
-        let Some(slot) = self.slots.pop() else { return Fit::Short };
+        self.slots.pop();
+        let now = self.now;
         let lane = self.lane_mut(id);
-        let first = lane.begin();
+        let first = lane.begin(now);
         let settled = holding.view.len == lane.ids.len();
         lane.stay = Some(Stay {
             slot,
@@ -218,7 +220,7 @@ impl Core {
                 self.last_admission = Some(now);
             }
         }
-        self.lane(id).draft(Phase::Encode, None, 0, now);
+        self.lane(id).draft(Phase::Encode, now);
     }
 
     /// Whether another choice of the same job is on the way through the prompt that this one begins with.

@@ -112,7 +112,7 @@ impl Core {
         self.front.clone()
     }
 
-    /// Takes a submitted job into the queue.
+    /// Takes a submitted job into the queue. The jobs of a request come in their order, with no other between them.
     pub fn arrive(&mut self, submission: Submission) {
         let Submission { job, submitted, outlets, places } = submission;
         let before = job.choices_before;
@@ -131,7 +131,7 @@ impl Core {
                 self.cancellations = usize::MAX;
             }
             let lane = Lane::new(common.clone(), choice, number, tag, (outlet, place));
-            lane.draft(Phase::Queued, None, 0, submitted);
+            lane.draft(Phase::Queued, submitted);
             let id = self.insert(lane);
             members.push(id);
             self.waiting.insert(tag, id);
@@ -215,6 +215,11 @@ impl Core {
         let stall = self.paused.iter().filter_map(|&id| self.get(id)?.stall);
         let stall = stall.filter_map(|stall| stall.since.checked_add(self.stall_timeout)).min();
         deadline.into_iter().chain(stall).min()
+    }
+
+    /// When a pass that begins `now` will most likely have ended.
+    pub(super) fn horizon(&self, now: Instant) -> Instant {
+        now + self.durations.median()
     }
 
     /// Ends every choice with an error, and refuses new ones.

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::core::Core;
 use super::front::{Front, State, Ticket};
 use super::job::{Job, JobError, Refusal};
-use super::settings::{Settings, StartError};
+use super::settings::{Settings, SlotBound, StartError};
 use crate::pass::{Denoiser, EngineError, Limits};
 
 /// A running engine. Dropping it stops it: running requests are told, and the thread is waited for.
@@ -50,8 +50,7 @@ impl Engine {
     pub fn start(mut denoiser: Box<dyn Denoiser>, settings: Settings) -> Result<Engine, StartError> {
         let (core, capacity) = Core::new(denoiser.limits(), &settings, Instant::now())?;
         if capacity.slots < settings.max_running {
-            let (slots, wanted) = (capacity.slots, settings.max_running);
-            tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}");
+            warn_of_slots(core.front().slot_bound(), capacity.slots, settings.max_running);
         }
         let front = core.front();
         let (held, whole) = (front.limits().context, front.model_context());
@@ -73,7 +72,8 @@ impl Engine {
         self.handle.clone()
     }
 
-    /// Refuses new requests, lets the others finish within `grace`, tells those that have not, and waits for the end.
+    /// Refuses new requests, lets the others finish within `grace`, tells those that have not, and waits for the end. No
+    /// pass is begun that would most likely end later.
     pub async fn drain(mut self, grace: Duration) {
         let until = Instant::now() + grace;
         *self.orders.drained_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
@@ -102,11 +102,20 @@ impl Drop for Engine {
 }
 
 impl Handle {
-    /// Hands a job in. Never blocks: a job that cannot be taken is refused at once.
+    /// Hands in a request of one job. Never blocks: a job that cannot be taken is refused at once.
     pub fn submit(&self, job: Job) -> Result<Ticket, Refusal> {
-        let (submission, ticket) = self.front.accept(job, Instant::now())?;
-        self.front.send(submission)?;
-        Ok(ticket)
+        let tickets = self.submit_all(vec![job])?;
+        Ok(Ticket { choices: tickets.into_iter().flat_map(|ticket| ticket.choices).collect() })
+    }
+
+    /// Hands in the jobs of one request, in their order: all are taken, or none. Never blocks.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<Ticket>, Refusal> {
+        self.front.submit(jobs, Instant::now())
+    }
+
+    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
+    pub fn check_open(&self) -> Result<(), Refusal> {
+        self.front.check_open()
     }
 
     /// What the model is, with the context cut to what the memory can hold for one request.
@@ -137,6 +146,20 @@ impl Handle {
     /// Metrics as OpenMetrics text (`application/openmetrics-text; version=1.0.0; charset=utf-8`).
     pub fn metrics(&self) -> String {
         self.front.metrics_text()
+    }
+}
+
+/// Says why fewer canvases run at once than the operator wants, and what to do about it.
+fn warn_of_slots(bound: SlotBound, slots: usize, wanted: usize) {
+    match bound {
+        SlotBound::MaxRunning => {}
+        SlotBound::RowsPerPass(rows) => tracing::warn!(
+            "max_rows_per_pass = {rows} has room for {slots} canvases at once, not for max_running = {wanted}: raise the one, \
+             or lower the other"
+        ),
+        SlotBound::WorkingMemory => {
+            tracing::warn!("there is working memory for {slots} canvases at once, not for {wanted}")
+        }
     }
 }
 
@@ -171,7 +194,7 @@ fn pass_loop(denoiser: &mut dyn Denoiser, core: &mut Core, front: &Front, orders
         let now = Instant::now();
         let drained_by = orders.drained_by();
         if orders.stop.load(Ordering::Acquire)
-            || drained_by.is_some_and(|until| now >= until || core.is_idle() && front.bell().is_empty())
+            || drained_by.is_some_and(|until| core.horizon(now) >= until || core.is_idle() && front.bell().is_empty())
         {
             return JobError::ShutDown;
         }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::job::{Drafts, Job, Refusal};
 use super::metrics::{Metrics, Outcome};
 use super::reader::{Outlet, Reader, pair};
-use super::settings::{Budget, Settings};
+use super::settings::{Budget, Settings, SlotBound};
 use crate::pass::{CANDIDATES, Draw, Limits};
 
 /// Choices that may wait for each request that the queue has room for: a choice takes memory while it waits. The request
@@ -201,6 +201,11 @@ impl Front {
         self.budget.model_context
     }
 
+    /// Why there are as many slots as there are.
+    pub(super) fn slot_bound(&self) -> SlotBound {
+        self.budget.slot_bound
+    }
+
     pub(super) fn bell(&self) -> &Bell {
         &self.bell
     }
@@ -267,9 +272,21 @@ impl Front {
         self.queue.min(self.most_choices().div_ceil(choices.max(1)))
     }
 
+    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
+    pub fn check_open(&self) -> Result<(), Refusal> {
+        let (queued, choices) = (self.queued(), self.queued_choices());
+        let room = queued < self.queue && choices < self.most_choices();
+        let open = self.check_state().and_then(|()| if room { Ok(()) } else { Err(self.full(queued, choices)) });
+        self.counted(open)
+    }
+
     /// Checks a job and takes it into the queue. Never blocks.
     pub fn accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
-        let result = self.try_accept(job, now);
+        self.counted(self.try_accept(job, now))
+    }
+
+    /// Takes a refusal into the figures.
+    fn counted<T>(&self, result: Result<T, Refusal>) -> Result<T, Refusal> {
         if let Err(refusal) = &result {
             self.metrics.request(match refusal {
                 Refusal::QueueFull { .. } => Outcome::QueueFull,
@@ -280,18 +297,26 @@ impl Front {
         result
     }
 
-    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+    fn check_state(&self) -> Result<(), Refusal> {
         match self.state() {
-            State::Ready => {}
-            State::Draining => return Err(Refusal::Draining),
-            State::Stopped => return Err(Refusal::Stopped),
+            State::Ready => Ok(()),
+            State::Draining => Err(Refusal::Draining),
+            State::Stopped => Err(Refusal::Stopped),
         }
+    }
+
+    fn full(&self, queued: usize, choices: usize) -> Refusal {
+        Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) }
+    }
+
+    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+        self.check_state()?;
         check(&job, &self.budget.limits)?;
         let choices = self.queued_choices();
         let room = choices < self.most_choices();
         let place = |queued| (room && queued < self.queue).then_some(queued + 1);
         if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
-            return Err(Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) });
+            return Err(self.full(queued, choices));
         }
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();
@@ -299,14 +324,32 @@ impl Front {
         Ok((Submission { job, submitted: now, outlets, places }, Ticket { choices }))
     }
 
-    /// Hands a job to the engine's thread.
-    pub(super) fn send(&self, submission: Submission) -> Result<(), Refusal> {
+    /// Takes the jobs of one request, all or none, and hands them to the engine's thread with no other's between them.
+    pub(super) fn submit(&self, jobs: Vec<Job>, now: Instant) -> Result<Vec<Ticket>, Refusal> {
+        let (mut submissions, mut tickets) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        for job in jobs {
+            match self.accept(job, now) {
+                Ok((submission, ticket)) => {
+                    submissions.push(submission);
+                    tickets.push(ticket);
+                }
+                Err(refusal) => {
+                    submissions.iter().for_each(|_| self.left_queue(None));
+                    return Err(refusal);
+                }
+            }
+        }
+        self.send(submissions)?;
+        Ok(tickets)
+    }
+
+    fn send(&self, submissions: Vec<Submission>) -> Result<(), Refusal> {
         let mut inbox = self.bell.inbox();
         if inbox.closed {
-            self.left_queue(None);
+            submissions.iter().for_each(|_| self.left_queue(None));
             return Err(Refusal::Stopped);
         }
-        inbox.arrivals.push(submission);
+        inbox.arrivals.extend(submissions);
         drop(inbox);
         self.bell.condition.notify_one();
         Ok(())
@@ -375,4 +418,77 @@ fn check(job: &Job, limits: &Limits) -> Result<(), Refusal> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::{Choice, CommitGate, Verdict};
+    use super::*;
+    use crate::diffusion::Sampler;
+
+    struct Endless;
+
+    impl CommitGate for Endless {
+        fn commit(&mut self, _: &[u32]) -> Verdict {
+            Verdict::Continue
+        }
+    }
+
+    /// A job whose `max_tokens` tells it apart.
+    fn job(max_tokens: usize) -> Job {
+        let choice = Choice { seed: 0, stream: 0, gate: Box::new(Endless), structure: None };
+        Job::plain(vec![1, 2, 3], vec![choice], max_tokens, Sampler::default())
+    }
+
+    fn front(queue: usize) -> Front {
+        let limits = Limits {
+            canvas: 8,
+            vocabulary: 97,
+            context: 256,
+            window: 6,
+            page_tokens: 4,
+            full_page_bytes: 100,
+            sliding_page_bytes: 100,
+            slot_bytes: 10,
+            row_bytes: 1,
+        };
+        let settings = Settings { queue, kv_bytes: 100_000, ..Settings::default() };
+        Front::new(Budget::new(&limits, &settings).expect("fits"), &settings)
+    }
+
+    /// The order of service follows from the order of arrival, so nobody comes in between.
+    #[test]
+    fn the_jobs_of_a_request_arrive_together() {
+        let front = front(10_000);
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                let front = &front;
+                scope.spawn(move || {
+                    for request in 0..500 {
+                        let jobs = (0..3).map(|_| job(1 + 1000 * thread + request)).collect();
+                        front.submit(jobs, Instant::now()).expect("taken");
+                    }
+                });
+            }
+        });
+        let arrived: Vec<usize> = front.bell().take().iter().map(|submission| submission.job.max_tokens).collect();
+        assert_eq!(arrived.len(), 3000);
+        assert!(arrived.chunks(3).all(|jobs| jobs.iter().all(|job| *job == jobs[0])));
+    }
+
+    #[test]
+    fn a_request_is_taken_whole_or_leaves_nothing_behind() {
+        let front = front(3);
+        let submit = |jobs: Vec<Job>| front.submit(jobs, Instant::now());
+        assert!(matches!(submit((0..4).map(|_| job(8)).collect()), Err(Refusal::QueueFull { queued: 3, .. })));
+        assert!(matches!(submit(vec![job(8), job(0)]), Err(Refusal::Invalid(_))));
+        assert_eq!((front.queued(), front.queued_choices()), (0, 0));
+        assert!(front.bell().is_empty());
+        let tickets = submit((0..3).map(|_| job(8)).collect()).expect("there is room again");
+        assert_eq!((tickets.len(), front.queued(), front.queued_choices()), (3, 3, 3));
+        drop(front.bell().close());
+        front.queued.store(0, Ordering::Relaxed);
+        assert!(matches!(submit(vec![job(8), job(8)]), Err(Refusal::Stopped)));
+        assert_eq!(front.queued(), 0);
+    }
 }

@@ -15,8 +15,8 @@ pub struct Job {
     pub resume_points: Vec<usize>,
     /// The choices, in index order; at least one.
     pub choices: Vec<Choice>,
-    /// Choices of the jobs that the same request has submitted before this one: those that follow stand behind the choices
-    /// of later requests as if they were further choices of its first job.
+    /// Choices of the jobs before this one of the same request, with which it is handed in: its own stand behind those of
+    /// later requests as if they were further choices of the first job.
     pub choices_before: usize,
     /// Most tokens committed per choice, at least 1; exact, never rounded up to a canvas.
     pub max_tokens: usize,
@@ -85,7 +85,7 @@ pub enum Drafts {
     /// Never.
     #[default]
     Off,
-    /// After every n-th step of a canvas, and at each change of phase; n ≥ 1.
+    /// While the choice waits, when it is admitted, and after every n-th step of a canvas; n ≥ 1.
     Every(u32),
 }
 
@@ -141,6 +141,10 @@ pub struct Committed {
     pub tokens: Vec<CommittedToken>,
     /// Denoising steps this canvas took.
     pub steps: usize,
+    /// What the last of them did.
+    pub last_step: LastStep,
+    /// From submission to the commit.
+    pub elapsed: Duration,
 }
 
 /// A committed token with what the last step knew of it.
@@ -193,16 +197,23 @@ pub struct Draft {
     pub max_steps: usize,
     /// The argmax canvas; empty before the first step.
     pub tokens: Arc<[u32]>,
-    /// Positions accepted in the last step.
+    /// What the last of them did; zeros before the first.
+    pub last_step: LastStep,
+    /// Since submission.
+    pub elapsed: Duration,
+}
+
+/// What the last step of a canvas did.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LastStep {
+    /// Positions accepted.
     pub settled: usize,
-    /// Positions whose argmax differs from the step before.
+    /// Positions whose argmax differs from the step before; all of them in the first step.
     pub changed: usize,
     /// Mean entropy of the canvas, nats.
     pub mean_entropy: f32,
-    /// Canvases in the pass that made the last step.
+    /// Canvases in the pass that made it.
     pub batch: usize,
-    /// Since submission.
-    pub elapsed: Duration,
 }
 
 /// What a choice is doing.
@@ -214,8 +225,6 @@ pub enum Phase {
     Encode,
     /// A canvas is being denoised.
     Denoise,
-    /// A canvas has just become final.
-    Commit,
 }
 
 /// Why a submitted job is not taken.
@@ -255,8 +264,9 @@ pub enum Refusal {
 /// Why a running choice ended without completing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum JobError {
-    /// The deadline passed before any step was completed.
-    #[error("the deadline passed before the first denoising step was complete")]
+    /// The deadline passed while there was no draft of the first canvas: no step of it was complete, or those that were
+    /// had been thrown away when the choice was set back.
+    #[error("the deadline passed before there was a draft to commit")]
     DeadlineExceeded,
     /// The model failed on this request.
     #[error("the model failed: {0}")]

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::front::Place;
 use super::job::{
-    Choice, ChoiceUsage, CommitGate, Committed, CommittedToken, Draft, Drafts, FinishReason, Job, Penalties, Phase,
-    Verdict,
+    Choice, ChoiceUsage, CommitGate, Committed, CommittedToken, Draft, Drafts, FinishReason, Job, LastStep, Penalties,
+    Phase, Verdict,
 };
 use super::kv::{Holding, Pages};
 use super::reader::Outlet;
@@ -124,6 +124,8 @@ pub(super) struct Lane {
     pub(super) ids: Vec<u32>,
     /// Without a position before the first admission: many choices may wait.
     pub(super) canvas: Canvas,
+    /// What the canvas's last step did.
+    pub(super) last_step: LastStep,
     /// What the canvas's last step saw, and the log-probabilities of its most likely tokens.
     seen: Vec<Observation>,
     logprobs: Vec<f32>,
@@ -171,6 +173,7 @@ impl Lane {
         let key = Key { seed, choice: stream, canvas: 0 };
         Lane {
             canvas: Canvas::from_tokens(common.sampler, key, Vec::new(), common.vocabulary),
+            last_step: LastStep::default(),
             began: common.submitted,
             bias: common.bias.clone(),
             common,
@@ -201,13 +204,21 @@ impl Lane {
         }
     }
 
-    /// Leaves the queue when the choice is admitted for the first time, and makes its canvas; whether it was that.
-    pub(super) fn begin(&mut self) -> bool {
+    /// Leaves the queue when the choice is admitted for the first time, and begins its canvas; whether it was that.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
         let first = self.place.take().is_some();
         if first {
-            self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
+            self.renew_canvas();
+            self.began = now;
         }
         first
+    }
+
+    /// Makes the canvas under way one without a step.
+    fn renew_canvas(&mut self) {
+        let key = Key { seed: self.seed, choice: self.stream, canvas: self.usage.canvases as u32 };
+        self.canvas = Canvas::new(self.common.sampler, key, self.common.canvas, self.common.vocabulary);
+        self.last_step = LastStep::default();
     }
 
     /// Whether another canvas may follow the current one.
@@ -228,7 +239,7 @@ impl Lane {
     /// Throws the current canvas's steps away; the same random numbers will lead to the same text.
     pub(super) fn restart_canvas(&mut self) {
         if self.canvas.step() > 0 {
-            self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
+            self.renew_canvas();
         }
     }
 
@@ -291,7 +302,7 @@ impl Lane {
         }
         if let Some(structure) = &mut self.structure {
             let candidates = |position: usize| self.top[position].iter().map(|candidate| candidate.token);
-            outcome.progress = self.canvas.bend(structure.as_mut(), candidates)?;
+            outcome = self.canvas.bend(outcome, structure.as_mut(), candidates)?;
         }
         Ok(outcome)
     }
@@ -341,7 +352,13 @@ impl Lane {
         self.usage.completion_tokens += keep;
         self.usage.forced_commits += usize::from(forced);
         let tokens = self.committed_tokens(keep);
-        self.outlet.commit(Committed { canvas: number, tokens, steps: self.canvas.step() });
+        self.outlet.commit(Committed {
+            canvas: number,
+            tokens,
+            steps: self.canvas.step(),
+            last_step: self.last_step,
+            elapsed: now.saturating_duration_since(self.common.submitted),
+        });
         let full = self.usage.completion_tokens >= self.common.max_tokens;
         let last = full || forced || self.usage.canvases >= self.common.most_canvases;
         if let Some(reason) = reason.or(last.then_some(FinishReason::Length)) {
@@ -359,7 +376,7 @@ impl Lane {
     fn begin_canvas(&mut self, now: Instant) {
         self.ids.extend_from_slice(self.canvas.argmax());
         self.count(self.usage.canvases - 1);
-        self.canvas = fresh_canvas(&self.common, self.seed, self.stream, self.usage.canvases);
+        self.renew_canvas();
         self.began = now;
     }
 
@@ -377,7 +394,7 @@ impl Lane {
     }
 
     /// Publishes a draft if this job wants one now.
-    pub(super) fn draft(&self, phase: Phase, outcome: Option<&StepOutcome>, batch: usize, now: Instant) -> bool {
+    pub(super) fn draft(&self, phase: Phase, now: Instant) -> bool {
         let step = self.canvas.step();
         let wanted = match self.common.drafts {
             Drafts::Off => false,
@@ -391,20 +408,12 @@ impl Lane {
                 step,
                 max_steps: self.common.sampler.max_steps,
                 tokens: self.canvas.argmax().into(),
-                settled: outcome.map_or(0, |outcome| outcome.settled),
-                changed: outcome.map_or(0, |outcome| outcome.changed),
-                mean_entropy: outcome.map_or(0.0, |outcome| outcome.mean_entropy),
-                batch,
+                last_step: self.last_step,
                 elapsed: now.saturating_duration_since(self.common.submitted),
             });
         }
         wanted
     }
-}
-
-fn fresh_canvas(common: &Common, seed: u64, choice: u32, canvas: usize) -> Canvas {
-    let key = Key { seed, choice, canvas: canvas as u32 };
-    Canvas::new(common.sampler, key, common.canvas, common.vocabulary)
 }
 
 /// A row's candidates, their logits turned into log-probabilities.

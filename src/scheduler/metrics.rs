@@ -32,7 +32,7 @@ macro_rules! label {
 }
 
 label! {
-    /// How a request ended, all its choices together.
+    /// How a job ended, all its choices together.
     Outcome {
         Finished = "finished",
         Cancelled = "cancelled",
@@ -43,6 +43,18 @@ label! {
         QueueFull = "queue_full",
         Refused = "refused",
         Unavailable = "unavailable",
+    }
+}
+
+impl Outcome {
+    /// The outcome of a job of which one more choice has ended. Where one breaks off, the request's reader lets go of the
+    /// others: that they are cancelled is no outcome of its own.
+    pub(super) fn and(self, choice: Outcome) -> Outcome {
+        match choice {
+            Outcome::Finished => self,
+            Outcome::Cancelled if self != Outcome::Finished => self,
+            choice => choice,
+        }
     }
 }
 
@@ -209,7 +221,7 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry, rows: Family<ByMode, Counter>, budget: &Budget) {
         let r = registry;
-        r.register("canvasd_requests", "Requests by outcome", self.requests.clone());
+        r.register("canvasd_requests", "Requests by outcome, each prompt as one", self.requests.clone());
         r.register("canvasd_queue_wait_seconds", "Time from submission to admission", self.queue_wait.clone());
         r.register("canvasd_requests_waiting", "Requests waiting for admission", self.waiting.clone());
         r.register("canvasd_choices_waiting", "Choices not yet admitted, of any request", self.choices_waiting.clone());
@@ -220,7 +232,11 @@ impl Metrics {
         r.register("canvasd_pass_canvases", "Canvases denoised per pass", self.canvases_per_pass.clone());
         r.register("canvasd_canvases", "Committed canvases by what ended them", self.canvases.clone());
         r.register("canvasd_canvas_steps", "Denoising steps per canvas", self.steps.clone());
-        r.register("canvasd_canvas_duration_seconds", "Time to commit a canvas", self.canvas_seconds.clone());
+        r.register(
+            "canvasd_canvas_duration_seconds",
+            "Time from admission, or the commit before, to the commit of a canvas",
+            self.canvas_seconds.clone(),
+        );
         r.register("canvasd_time_to_first_text_seconds", "Submission to first committed text", self.first_text.clone());
         r.register("canvasd_time_to_first_draft_seconds", "Submission to first draft", self.first_draft.clone());
         r.register("canvasd_completion_tokens", "Tokens committed", self.tokens.clone());

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::core::{Core, Entry};
-use super::job::{FinishReason, Finished, JobError, Phase};
+use super::job::{FinishReason, Finished, JobError, LastStep, Phase};
 use super::kv::Pages;
 use super::lane::{Lane, LaneId, Next, StepError};
 use super::metrics::{CanvasFigures, End, Outcome};
 use super::settings::need;
-use crate::diffusion::Progress;
+use crate::diffusion::{Progress, StepOutcome, StructureError};
 use crate::pass::{EngineError, Output, SegmentError};
 
 /// A prompt gets a resume point at least every so many tokens.
@@ -109,11 +109,13 @@ impl Core {
                 return Ok(());
             }
         };
-        let drafted = lane.draft(Phase::Denoise, Some(&outcome), batch, now);
+        let StepOutcome { settled, changed, mean_entropy, progress } = outcome;
+        lane.last_step = LastStep { settled, changed, mean_entropy, batch };
+        let drafted = lane.draft(Phase::Denoise, now);
         if drafted {
             self.first_draft(id);
         }
-        if outcome.progress.is_done() {
+        if progress.is_done() {
             self.commit(id, false);
         }
         Ok(())
@@ -129,12 +131,11 @@ impl Core {
 
     /// Makes a choice's canvas final as it is; `forced` by the deadline, after which none follows.
     pub(super) fn commit(&mut self, id: LaneId, forced: bool) {
-        let (now, batch) = (self.now, self.figures.canvases);
+        let now = self.now;
         let lane = self.lane_mut(id);
         if let Err(error) = lane.settle() {
             return self.fail(id, error.into());
         }
-        lane.draft(Phase::Commit, None, batch, now);
         let (steps, began, positions) = (lane.canvas.step(), lane.began, lane.canvas.argmax().len());
         let end = match lane.canvas.progress() {
             Progress::Converged => End::Converged,
@@ -179,7 +180,7 @@ impl Core {
         let usage = lane.usage;
         self.front.metrics().choice(usage.completion_tokens, usage.steps);
         lane.outlet.finish(Finished { reason, usage });
-        self.close_family(&lane, id, None);
+        self.close_family(&lane, id, Outcome::Finished);
     }
 
     /// Ends a choice with an error.
@@ -193,7 +194,7 @@ impl Core {
         };
         self.log_failure(&lane, &error);
         lane.outlet.fail(error);
-        self.close_family(&lane, id, Some(outcome));
+        self.close_family(&lane, id, outcome);
     }
 
     /// The model's failures are for whoever operates it, once for each job: its choices fail together, for one reason.
@@ -201,7 +202,7 @@ impl Core {
         let told = self.families.get(&lane.family).is_some_and(|family| family.outcome == Outcome::Failed);
         let (prompt_tokens, canvas) = (lane.common.prompt.len(), lane.usage.canvases);
         match error {
-            JobError::Model(_) | JobError::Structure(_) if !told => {
+            JobError::Model(_) | JobError::Structure(StructureError::Astray(_)) if !told => {
                 tracing::error!(prompt_tokens, canvas, "a request failed: {error}")
             }
             _ => tracing::debug!(prompt_tokens, canvas, "a choice failed: {error}"),
@@ -213,7 +214,7 @@ impl Core {
         let Some(mut lane) = self.take_out(id) else { return };
         self.front.metrics().cancelled();
         lane.outlet.abandon();
-        self.close_family(&lane, id, Some(Outcome::Cancelled));
+        self.close_family(&lane, id, Outcome::Cancelled);
     }
 
     /// Takes a choice out of every list and its pages and slot from it.
@@ -229,10 +230,10 @@ impl Core {
     }
 
     /// Notes that a choice of a job is gone, and the end of the job with its last one.
-    fn close_family(&mut self, lane: &Lane, id: LaneId, outcome: Option<Outcome>) {
+    fn close_family(&mut self, lane: &Lane, id: LaneId, outcome: Outcome) {
         let Some(family) = self.families.get_mut(&lane.family) else { return };
         family.members.retain(|&member| member != id);
-        family.outcome = outcome.unwrap_or(family.outcome);
+        family.outcome = family.outcome.and(outcome);
         if family.members.is_empty() {
             if family.cached.is_none() {
                 self.front.left_queue(None);

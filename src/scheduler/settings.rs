@@ -88,6 +88,17 @@ pub enum StartError {
     Thread(String),
 }
 
+/// What the number of canvases at once follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SlotBound {
+    /// `max_running`, as the operator wants it.
+    MaxRunning,
+    /// So many rows of a pass.
+    RowsPerPass(usize),
+    /// What memory there is for slots and rows.
+    WorkingMemory,
+}
+
 /// What there is to give out; constant over the engine's life.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
@@ -97,6 +108,8 @@ pub(crate) struct Budget {
     pub(crate) model_context: usize,
     pub(crate) geometry: Geometry,
     pub(crate) capacity: Capacity,
+    /// What `capacity.slots` follows from.
+    pub(crate) slot_bound: SlotBound,
     pub(crate) encode_rows: usize,
     pub(crate) cache_bytes: u64,
 }
@@ -105,7 +118,7 @@ impl Budget {
     pub(crate) fn new(limits: &Limits, settings: &Settings) -> Result<Budget, StartError> {
         check(limits, settings)?;
         let geometry = Geometry { page: limits.page_tokens, window: limits.window };
-        let (slots, rows) = slots_and_rows(limits, settings)?;
+        let (slots, rows, slot_bound) = slots_and_rows(limits, settings)?;
         let pages = split(limits, geometry, settings, slots)?;
         let context = longest(limits, geometry, settings.encode_rows, pages);
         let capacity = Capacity { full_pages: pages.full, sliding_pages: pages.sliding, slots, rows };
@@ -114,6 +127,7 @@ impl Budget {
             model_context: limits.context,
             geometry,
             capacity,
+            slot_bound,
             encode_rows: settings.encode_rows,
             cache_bytes: settings.prefix_cache_bytes.unwrap_or(u64::MAX),
         })
@@ -144,31 +158,34 @@ fn check(limits: &Limits, settings: &Settings) -> Result<(), StartError> {
 }
 
 /// As many slots as the settings and the working memory allow, and the rows of one pass: a row for every position of
-/// every running canvas, and at least a page to encode beside them.
-fn slots_and_rows(limits: &Limits, settings: &Settings) -> Result<(usize, usize), StartError> {
+/// every running canvas, and at least a page to encode beside them; and what bounds the slots.
+fn slots_and_rows(limits: &Limits, settings: &Settings) -> Result<(usize, usize, SlotBound), StartError> {
     let (canvas, page) = (limits.canvas, limits.page_tokens);
     let wanted = |slots: usize| {
         let all = slots * canvas + (slots * canvas).div_ceil(2).max(canvas + page) + settings.encode_rows;
         settings.max_rows_per_pass.map_or(all, |most| most.min(all))
     };
     let bytes = |slots: usize| slots as u64 * limits.slot_bytes + wanted(slots) as u64 * limits.row_bytes;
-    let mut slots = settings.max_running;
+    let (mut slots, mut bound) = (settings.max_running, SlotBound::MaxRunning);
     if let Some(most) = settings.max_rows_per_pass {
         if most < canvas + page {
             let least = (canvas + page) as u64;
             return Err(StartError::TooSmall { setting: "max_rows_per_pass", least, given: most as u64 });
         }
-        slots = slots.min((most - page) / canvas);
+        let that_fit = (most - page) / canvas;
+        if that_fit < slots {
+            (slots, bound) = (that_fit, SlotBound::RowsPerPass(most));
+        }
     }
     if let Some(most) = settings.working_bytes {
         while slots > 1 && bytes(slots) > most {
-            slots -= 1;
+            (slots, bound) = (slots - 1, SlotBound::WorkingMemory);
         }
         if bytes(slots) > most {
             return Err(StartError::WorkingMemory { needed: bytes(1), given: most });
         }
     }
-    Ok((slots, wanted(slots)))
+    Ok((slots, wanted(slots), bound))
 }
 
 /// Divides the memory between the pools. Sliding layers need a window and a chunk per running choice, full layers the
@@ -276,6 +293,21 @@ mod tests {
         let c = Budget::new(&limits(), &settings).expect("fits").capacity;
         assert!(c.slots >= 1 && c.slots < 32);
         assert!(c.slots as u64 * limits().slot_bytes + c.rows as u64 * limits().row_bytes <= most);
+    }
+
+    #[test]
+    fn it_is_known_what_bounds_the_slots() {
+        let bound = |rows: Option<usize>, bytes: Option<u64>| {
+            let settings = Settings { max_rows_per_pass: rows, working_bytes: bytes, ..Settings::default() };
+            Budget::new(&limits(), &settings).expect("fits").slot_bound
+        };
+        assert_eq!(bound(None, None), SlotBound::MaxRunning);
+        assert_eq!(bound(Some(100_000), Some(u64::MAX)), SlotBound::MaxRunning);
+        assert_eq!(bound(Some(1000), None), SlotBound::RowsPerPass(1000));
+        assert_eq!(bound(None, Some(300_000_000)), SlotBound::WorkingMemory);
+        // Where both are short, the one that leaves fewer.
+        assert_eq!(bound(Some(1000), Some(100_000_000)), SlotBound::WorkingMemory);
+        assert_eq!(bound(Some(1000), Some(300_000_000)), SlotBound::RowsPerPass(1000));
     }
 
     #[test]

@@ -92,6 +92,8 @@ async fn a_crowd_gets_what_each_gets_alone() {
     for seed in 0..32 {
         alone.push(events(read_all(send(address, "POST", "/v1/chat/completions", &body(seed)).await).await));
     }
+    assert!(alone.iter().all(|events| events.concat().contains("The dice say")), "{alone:?}");
+    assert!(alone.iter().any(|events| *events != alone[0]), "the seeds make no difference");
     let crowd = (0..32).map(|seed| {
         let body = body(seed);
         tokio::spawn(async move { read_all(send(address, "POST", "/v1/chat/completions", &body).await).await })

@@ -185,3 +185,26 @@ async fn a_prompt_beyond_the_context_is_told_so() {
     let error = app.chat(&"fox ".repeat(2000), json!({})).await.refused(400);
     assert_eq!((&error["param"], &error["code"]), (&json!("messages"), &json!("context_length_exceeded")));
 }
+
+#[tokio::test]
+async fn a_number_beyond_32_bits_is_told_the_bound_that_it_breaks() {
+    let app = App::new();
+    let beyond = 1_u64 << 32;
+    let chat = |fields: Value| ("/v1/chat/completions", chat_body("hello", fields));
+    let progress = json!({"stream_options": {"include_diffusion_progress": {"every": beyond}}});
+    let id = "expected a token id, a whole number below 2^32";
+    for ((path, body), said) in [
+        (chat(json!({"logprobs": true, "top_logprobs": beyond})), "must be between 0 and 20, got 4294967296."),
+        (chat(progress), "must be between 1 and 1000, got 4294967296."),
+        (("/v1/completions", json!({"prompt": "x", "logprobs": beyond})), "must be between 0 and 5, got 4294967296."),
+        (("/v1/responses", json!({"input": "x", "top_logprobs": beyond})), "leave 'top_logprobs' out."),
+        (("/v1/completions", json!({"prompt": [beyond]})), id),
+        (("/v1/completions", json!({"prompt": [1, beyond]})), id),
+        (("/v1/completions", json!({"prompt": [[1], [1, beyond]]})), id),
+        (("/detokenize", json!({"tokens": [1, beyond]})), id),
+        (("/detokenize", json!({"tokens": [beyond - 1]})), "ids of this model are below"),
+    ] {
+        let error = app.post(path, &body).await.refused(400);
+        assert!(error["message"].as_str().unwrap().contains(said), "{error}");
+    }
+}

@@ -6,10 +6,10 @@ use axum::body::Body;
 use axum::http::{Request, header};
 use canvasd::api::{ApiSettings, Keys, loading};
 use canvasd::scheduler::Settings;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::log::catch;
-use super::support::{App, Reply, chat_body};
+use super::support::{App, Reply, chat_body, hear};
 
 fn app(settings: ApiSettings) -> App {
     App::with(settings, Settings::default())
@@ -181,10 +181,53 @@ async fn time_that_is_over_before_the_first_step_is_a_503() {
     let events = app.post("/v1/chat/completions", &body).await.raw_events();
     assert!(events.last().unwrap().contains("deadline_exceeded"), "{events:?}");
     drop(busy);
-    // The server's own limit holds without a request's.
+    // The server's own limit holds without a request's. Without any the text would fill the context, with `length` too.
     let app = app_with_limit(Duration::from_millis(1));
     let reply = app.chat("babble", json!({})).await;
-    assert!(reply.status.as_u16() == 503 || reply.ok()["choices"][0]["finish_reason"] == "length");
+    if reply.status.as_u16() != 503 {
+        let reply = reply.ok();
+        assert_eq!(reply["choices"][0]["finish_reason"], "length");
+        assert!(reply["usage"]["completion_tokens"].as_u64().unwrap() < 100, "{reply}");
+    }
+}
+
+/// One choice at a time, and time for some of the first one's canvases: its text is not lost with the choices that never
+/// got a step.
+#[tokio::test]
+async fn choices_without_a_step_end_empty_beside_others() {
+    let app = App::with(ApiSettings::default(), Settings { max_running: 1, ..Settings::default() });
+    let limit = json!({"timeout_ms": 400});
+    let finishes = |choices: &Value| -> Vec<Value> {
+        choices.as_array().unwrap().iter().map(|choice| choice["finish_reason"].clone()).collect()
+    };
+    let reply = app.chat("babble", json!({"n": 3, "max_tokens": 600, "diffusion": limit})).await.ok();
+    assert_eq!(finishes(&reply["choices"]), ["length", "length", "length"]);
+    let said = |choice: usize| reply["choices"][choice]["message"]["content"].as_str().unwrap();
+    assert!(said(0).starts_with(" one two three") || said(0).starts_with("one two three"), "{reply}");
+    assert_eq!((said(1), said(2)), ("", ""));
+    let tokens = reply["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((1..600).contains(&tokens), "{reply}");
+    // The same in a stream, which is complete.
+    let body = chat_body("babble", json!({"n": 3, "max_tokens": 600, "diffusion": limit, "stream": true}));
+    let events = app.post("/v1/chat/completions", &body).await.events();
+    let heard: Vec<_> = (0..3).map(|index| hear(&events, index)).collect();
+    assert!(heard[0].content.contains("one two three"), "{heard:?}");
+    assert!(heard.iter().all(|heard| heard.finish == "length"));
+    assert!(heard[1].content.is_empty() && heard[2].content.is_empty());
+    // Further prompts are choices of the request too, and the best of several is one that says something.
+    let fields = json!({"max_tokens": 600, "diffusion": limit});
+    let reply = app.complete(json!(["babble", "babble"]), fields).await.ok();
+    assert_eq!(finishes(&reply["choices"]), ["length", "length"]);
+    let fields = json!({"max_tokens": 600, "diffusion": limit, "best_of": 2, "n": 1});
+    let reply = app.complete("babble", fields).await.ok();
+    assert!(reply["choices"][0]["text"].as_str().unwrap().contains("one two three"), "{reply}");
+    // Where none has begun, there is nothing to save.
+    let busy = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    let body = chat_body("babble", json!({"max_tokens": 400, "stream": true}));
+    let busy = app.send(busy.body(Body::from(body.to_string())).unwrap()).await;
+    let fields = json!({"n": 3, "diffusion": {"timeout_ms": 1}});
+    assert_eq!(app.chat("hello", fields).await.refused(503)["code"], "deadline_exceeded");
+    drop(busy);
 }
 
 /// Time that is over in the middle of a canvas: what is there is the answer, and the usage says so.
@@ -206,6 +249,20 @@ async fn time_that_is_over_commits_the_draft() {
         }
     }
     panic!("no canvas was ever cut short");
+}
+
+/// The body takes longer to come than the answer may.
+#[tokio::test]
+async fn the_time_of_a_request_counts_from_its_head() {
+    let app = App::new();
+    let body = chat_body("hello", json!({"diffusion": {"timeout_ms": 50}})).to_string();
+    let late = futures_util::stream::once(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok::<_, std::io::Error>(body.into_bytes())
+    });
+    let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    let reply = Reply::of(app.send(request.body(Body::from_stream(late)).unwrap()).await).await;
+    assert_eq!(reply.refused(503)["code"], "deadline_exceeded");
 }
 
 fn app_with_limit(request_timeout: Duration) -> App {

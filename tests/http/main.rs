@@ -6,6 +6,7 @@ mod chat;
 mod clients;
 mod completions;
 mod document;
+mod early;
 mod errors;
 mod exact;
 mod fuzz;

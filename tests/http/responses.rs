@@ -399,3 +399,22 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
     body["input"] = json!("hello");
     assert_eq!(text(&app.post("/v1/responses", &body).await.ok()), "Hello there.");
 }
+
+#[tokio::test]
+async fn a_thought_that_comes_back_has_fields_of_its_own_only() {
+    let app = App::new();
+    let thought = json!({"type": "reasoning", "id": "rs_1", "status": "completed", "encrypted_content": null,
+        "summary": [{"type": "summary_text", "text": "It thinks."}],
+        "content": [{"type": "reasoning_text", "text": "The fox asks."}]});
+    let history =
+        |thought: Value| json!([{"role": "user", "content": "think"}, thought, {"role": "user", "content": "hello"}]);
+    let reply = respond(&app, history(thought.clone()), json!({})).await;
+    assert_eq!(reply.headers.get("x-canvasd-ignored"), None);
+    assert_eq!(text(&reply.ok()), "Hello there.");
+    for (field, value) in [("role", "user"), ("arguments", "{}"), ("name", "f"), ("call_id", "c"), ("output", "x")] {
+        let mut odd = thought.clone();
+        odd[field] = json!(value);
+        let error = respond(&app, history(odd), json!({})).await.refused(400);
+        assert_eq!(error["param"], format!("input[1].{field}"));
+    }
+}

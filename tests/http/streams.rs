@@ -168,6 +168,33 @@ async fn edits_rebuild_the_drafts_and_stats_hold_no_text() {
     assert!(stats.iter().all(|frame| frame.get("text").is_none() && frame.get("edits").is_none()));
 }
 
+/// Whatever drafts were seen on the way, and whether any was.
+#[tokio::test]
+async fn a_commit_tells_of_the_canvas_last_step() {
+    let app = App::new();
+    for max_hz in [0.001, 1000.0] {
+        let options = json!({"include_diffusion_progress": {"mode": "stats", "max_hz": max_hz}});
+        let commits = async |steps: u64| {
+            let fields = json!({"seed": 1, "stream_options": options, "diffusion": {"max_denoising_steps": steps}});
+            let mut frames = frames(&stream(&app, "story", fields).await);
+            frames.retain(|frame| frame["phase"] == "commit");
+            assert!(frames.len() > 1, "{frames:?}");
+            frames
+        };
+        for frame in commits(12).await {
+            let numbers = json!([frame["settled"], frame["changed"], frame["mean_entropy"], frame["batch"]]);
+            assert_eq!(numbers, json!([16, 0, 0.0, 1]), "{frame}");
+            assert!(frame["step"].as_u64().unwrap() > 4, "{frame}");
+        }
+        // Cut short after the first of four steps: a quarter is known, and one position is taken at a risk.
+        for frame in commits(1).await {
+            let numbers = json!([frame["settled"], frame["changed"], frame["mean_entropy"], frame["batch"]]);
+            assert_eq!(numbers, json!([5, 16, 1.5, 1]), "{frame}");
+            assert_eq!((&frame["step"], &frame["max_steps"]), (&json!(1), &json!(1)));
+        }
+    }
+}
+
 #[tokio::test]
 async fn progress_keeps_to_its_rate() {
     let app = App::new();

@@ -100,6 +100,48 @@ async fn a_tool_that_is_offered_may_be_called_instead() {
 }
 
 #[tokio::test]
+async fn with_tools_the_answer_is_what_was_asked_for_or_calls_that_can_be_made() {
+    let app = App::new();
+    let weather = tool("weather", json!({"city": {"enum": ["Paris", "Rome"]}}), json!(["city"]));
+    for cue in ["hello", "think", "call", "both", "broken", "mixed", "between", "look", "person"] {
+        let answer =
+            app.chat(cue, json!({"seed": 1, "response_format": format(city()), "tools": [weather]})).await.ok();
+        let choice = &answer["choices"][0];
+        if choice["finish_reason"] == "stop" {
+            assert!(is_city(&content(&answer)), "{cue}: {answer}");
+            continue;
+        }
+        assert_eq!(choice["message"]["content"], Value::Null, "{cue}: {answer}");
+        let (name, arguments) = call(&answer);
+        let known = ["Paris", "Rome"].map(Value::from).contains(&arguments["city"]);
+        assert!(name == "weather" && known, "{cue}: {answer}");
+        assert!(["call", "both", "broken", "mixed", "between"].contains(&cue), "{cue}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_step_limit_holds_whatever_the_answer_must_be() {
+    let app = App::new();
+    let diffusion = json!({"max_denoising_steps": 1, "stability_threshold": 0, "confidence_threshold": 1000});
+    let fields = json!({"temperature": 0, "max_tokens": 40, "diffusion": diffusion});
+    for form in [json!({"type": "json_object"}), format(city())] {
+        let mut fields = fields.clone();
+        fields["response_format"] = form;
+        let answer = app.chat("hello", fields).await.ok();
+        let usage = &answer["usage"]["diffusion"];
+        assert_eq!(usage["steps"], usage["canvases"], "{usage}");
+    }
+    // What is then made to fit may spell control tokens.
+    let properties = json!({"<eos>": {"enum": ["<mask>", "<pad>"]}});
+    let schema =
+        json!({"type": "object", "properties": properties, "required": ["<eos>"], "additionalProperties": false});
+    let mut fields = fields;
+    fields["response_format"] = format(schema);
+    let answer = app.chat("hello", fields).await.ok();
+    assert!(content(&answer)["<eos>"].is_string(), "{answer}");
+}
+
+#[tokio::test]
 async fn forms_that_cannot_be_held_are_refused() {
     let app = App::new();
     let schema = |schema: Value| json!({"response_format": format(schema)});
@@ -118,6 +160,26 @@ async fn forms_that_cannot_be_held_are_refused() {
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
     }
+    // Of a form in whose place a call comes, too.
+    let mut fields = schema(json!({"type": "nonsense"}));
+    for choice in ["auto", "required"] {
+        fields["tools"] = tools();
+        fields["tool_choice"] = json!(choice);
+        let error = app.chat("hello", fields.clone()).await.refused(400);
+        assert_eq!(error["param"], "response_format.json_schema.schema", "{error}");
+    }
+}
+
+#[tokio::test]
+async fn two_tools_have_two_names() {
+    let app = App::new();
+    let twice =
+        json!([tool("f", json!({}), json!([])), tool("g", json!({}), json!([])), tool("f", json!({}), json!([]))]);
+    let error = app.chat("hello", json!({"tools": twice})).await.refused(400);
+    assert_eq!(error["param"], "tools[2].function.name");
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("its own name")), "{error}");
+    let body = json!({"model": MODEL, "input": "hello", "tools": [{"type": "function", "name": "f"}, {"type": "function", "name": "f"}]});
+    assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], "tools[1].name");
 }
 
 fn tool(name: &str, properties: Value, required: Value) -> Value {

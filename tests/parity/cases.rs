@@ -15,7 +15,7 @@ fn single_passes_equal_the_reference() {
     for fixture in all() {
         for operations in [probe::Operations::ByDevice, probe::Operations::Twins] {
             let tuning = probe::Tuning { operations, ..Default::default() };
-            skipped += compare(&fixture, tuning);
+            skipped += compare(&fixture, &unrounded(), tuning);
         }
     }
     if skipped > 0 {
@@ -29,7 +29,8 @@ fn any_tile_width_gives_the_same_numbers() {
         let vocabulary = fixture.checkpoint().config.vocabulary;
         for tile in [96, 128, vocabulary] {
             for operations in [probe::Operations::ByDevice, probe::Operations::Twins] {
-                compare(&fixture, probe::Tuning { vocabulary_tile: Some(tile), operations, ..Default::default() });
+                let tuning = probe::Tuning { vocabulary_tile: Some(tile), operations };
+                compare(&fixture, &unrounded(), tuning);
             }
         }
     }
@@ -40,17 +41,21 @@ fn every_instruction_path_gives_the_same_numbers() {
     use canvasd::kernels::cpu::Path;
     for fixture in committed() {
         for path in Path::ALL.into_iter().filter(|path| path.supported()) {
-            compare(&fixture, probe::Tuning { path: Some(path), ..Default::default() });
+            let options = LoadOptions { path: Some(path), ..unrounded() };
+            compare(&fixture, &options, probe::Tuning::default());
         }
     }
 }
 
+/// Keys and values unrounded, whatever the weights are stored in.
+fn unrounded() -> LoadOptions {
+    LoadOptions { kv: Some(KvElement::F32), ..Default::default() }
+}
+
 /// Compares every case of a fixture; returns how many were skipped.
-fn compare(fixture: &Fixture, tuning: probe::Tuning) -> usize {
+fn compare(fixture: &Fixture, options: &LoadOptions, tuning: probe::Tuning) -> usize {
     let checkpoint = fixture.checkpoint();
-    // Keys and values unrounded, whatever the weights are stored in.
-    let options = LoadOptions { kv: Some(KvElement::F32), ..Default::default() };
-    let mut world = World::load(&checkpoint, &options, tuning);
+    let mut world = World::load(&checkpoint, options, tuning);
     let mut worst = Worst::default();
     let mut skipped = 0;
     for case in fixture.names("cases") {
@@ -63,10 +68,10 @@ fn compare(fixture: &Fixture, tuning: probe::Tuning) -> usize {
                 one.run(&case);
             }
             // Pages and slots of one case are not needed by the next.
-            world = World::load(&fixture.checkpoint(), &options, tuning);
+            world = World::load(&fixture.checkpoint(), options, tuning);
         }
     }
-    println!("{} {tuning:?}: {worst:?}", fixture.name);
+    println!("{} {tuning:?} {:?}: {worst:?}", fixture.name, options.path);
     assert!(worst.compared > 1000, "{}: nothing was compared", fixture.name);
     skipped
 }

@@ -1,10 +1,13 @@
-//! A row's result must not depend on its company: bit for bit, on our kernels.
+//! A row's result must not depend on its company: bit for bit, on our kernels, in every precision.
 
 use canvasd::model::{LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView, Output, Segment};
 
-use super::fixture::{Fixture, committed};
+use super::fixture::committed;
 use super::world::{World, rows};
+
+#[path = "../support/served.rs"]
+mod served;
 
 /// Tokens that look arbitrary and are the same in every run.
 pub fn tokens(seed: u32, count: usize, vocabulary: usize) -> Vec<u32> {
@@ -16,9 +19,25 @@ pub fn tokens(seed: u32, count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn world(fixture: &Fixture, threads: usize) -> World {
-    let options = LoadOptions { threads, ..Default::default() };
-    World::load(&fixture.checkpoint(), &options, probe::Tuning::default())
+/// A model of these tests: what it is called, and how it is loaded for a number of threads.
+type Subject = (String, Box<dyn Fn(usize) -> World>);
+
+/// The fixtures as they are, and the demo as it is served.
+fn subjects() -> Vec<Subject> {
+    let fixtures = committed().into_iter().map(|fixture| -> Subject {
+        let name = fixture.name.clone();
+        let world = move |threads| {
+            let options = LoadOptions { threads, ..Default::default() };
+            World::load(&fixture.checkpoint(), &options, probe::Tuning::default())
+        };
+        (name, Box::new(world))
+    });
+    let demos = served::SERVED.into_iter().map(|served| -> Subject {
+        let world =
+            move |threads| World::load(&served.checkpoint(), &served.options(threads), probe::Tuning::default());
+        (format!("{served:?}"), Box::new(world))
+    });
+    fixtures.chain(demos).collect()
 }
 
 /// A prompt's length and how it is cut into chunks.
@@ -62,8 +81,7 @@ fn trail(world: &World, kv: &KvView, slot: u32, outputs: &[&Output]) -> Trail {
 }
 
 /// The three requests one after the other: each prompt in one pass, then two steps in passes of their own.
-fn alone(fixture: &Fixture, threads: usize) -> Vec<Trail> {
-    let mut world = world(fixture, threads);
+fn alone(mut world: World) -> Vec<Trail> {
     let (canvas, vocabulary) = (world.limits.canvas, world.limits.vocabulary);
     let mut trails = Vec::new();
     for (i, (length, _)) in PROMPTS.iter().enumerate() {
@@ -84,10 +102,10 @@ fn alone(fixture: &Fixture, threads: usize) -> Vec<Trail> {
 
 #[test]
 fn threads_do_not_matter() {
-    for fixture in committed() {
-        let one = alone(&fixture, 1);
+    for (name, world) in subjects() {
+        let one = alone(world(1));
         for threads in [2, 3] {
-            assert_eq!(one, alone(&fixture, threads), "{}: {threads} threads", fixture.name);
+            assert!(one == alone(world(threads)), "{name}: {threads} threads");
         }
     }
 }
@@ -96,9 +114,9 @@ fn threads_do_not_matter() {
 /// steps, and each one's last chunk brings its first step in the same pass.
 #[test]
 fn company_chunks_and_joined_passes_do_not_matter() {
-    for fixture in committed() {
-        let wanted = alone(&fixture, 2);
-        let mut world = world(&fixture, 2);
+    for (name, world) in subjects() {
+        let wanted = alone(world(2));
+        let mut world = world(2);
         let (canvas, vocabulary) = (world.limits.canvas, world.limits.vocabulary);
         let mut kvs = vec![KvView::default(); PROMPTS.len()];
         let mut outputs: Vec<Vec<Output>> = vec![Vec::new(); PROMPTS.len()];
@@ -136,7 +154,7 @@ fn company_chunks_and_joined_passes_do_not_matter() {
         for (i, wanted) in wanted.iter().enumerate() {
             assert_eq!(outputs[i].len(), 2, "both steps of request {i} ran");
             let found = trail(&world, &kvs[i], i as u32, &outputs[i].iter().collect::<Vec<_>>());
-            assert!(found == *wanted, "{}: request {i} differs in company", fixture.name);
+            assert!(found == *wanted, "{name}: request {i} differs in company");
         }
     }
 }

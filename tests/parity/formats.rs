@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use canvasd::checkpoint::{Checkpoint, Quantization, Source, open};
+use canvasd::checkpoint::{Checkpoint, NewFile, Quantization, Source, open};
 use canvasd::kernels::ElementType;
 use canvasd::model::{Config, KvElement, LayerKind, LoadOptions, probe};
 use canvasd::pass::{Conditioning, KvView};
@@ -215,16 +215,20 @@ fn quantizing_on_load_and_into_a_file_give_the_same_bits() {
         for (scheme, bound) in [(Quantization::Q8_0, 0.02), (Quantization::Q5_0, 0.2), (Quantization::Q4_0, 0.3)] {
             let folder = copy(&fixture);
             let path = folder.path().join("m.gguf");
-            // The fixtures' tokenizer has no place in GGUF; the demo's stands in, and the one beside the file wins on reading.
+            // The fixtures' tokenizer has no place in GGUF; the demo's stands in, with the end token that it knows. Tokenizer and
+            // end tokens beside the file win on reading.
             let mut source = fixture.checkpoint();
             source.tokenizer = open(&Source::Demo).unwrap().tokenizer;
-            source.write_gguf(scheme, &path, &|_, _| ()).unwrap();
+            source.generation.end_tokens.truncate(1);
+            source.write_gguf(scheme, &NewFile::begin(&path).unwrap(), &|_, _| ()).unwrap();
             let on_load = logits(&fixture, &fixture.checkpoint().quantized(scheme).unwrap());
             assert_eq!(logits(&fixture, &open(&Source::Gguf(path)).unwrap()), on_load, "{} {scheme}", fixture.name);
             let off = distance(&on_load, &wanted);
             println!("{} {scheme}: relative distance {off:.4}", fixture.name);
-            // Random weights have no slack; a choice of experts that tips over counts in full on the mixture fixture.
-            assert!(off < bound || fixture.name != "dense", "{} {scheme}: {off}", fixture.name);
+            // Random weights have no slack, and a choice of experts that tips over counts in full on the mixture fixture: it was
+            // 0.02, 0.14 and 0.26 away with none that does much. Logits that have nothing in common are √2 apart.
+            let bound = if fixture.name == "dense" { bound } else { 1.0 };
+            assert!(off < bound, "{} {scheme}: {off}", fixture.name);
         }
     }
 }

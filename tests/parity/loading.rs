@@ -141,6 +141,10 @@ fn unsupported_and_absurd_values_are_named() {
         ("text_config.enable_moe_block", json!(false)),
         ("text_config.top_k_experts", json!(5)),
         ("text_config.num_experts", json!(0)),
+        ("text_config.final_logit_softcapping", json!(null)),
+        ("text_config.final_logit_softcapping", json!(0)),
+        ("text_config.final_logit_softcapping", json!(1000.5)),
+        ("text_config.final_logit_softcapping", json!(1e300)),
         ("text_config.layer_types", Value::from(vec!["linear_attention"; 6])),
         ("text_config.rope_parameters.sliding_attention.rope_type", json!("yarn")),
         ("text_config.rope_parameters.full_attention.partial_rotary_factor", json!(2)),
@@ -157,6 +161,17 @@ fn unsupported_and_absurd_values_are_named() {
     for json in [json!(null), json!([]), json!("x"), json!({})] {
         assert!(Config::from_json(&json).is_err(), "{json}");
     }
+}
+
+/// What a cap does to the logits is computed to some 1e-7 of it: a wide one would leave steps between them.
+#[test]
+fn a_cap_too_wide_for_the_logits_is_refused_with_one_that_is_not() {
+    let key = "text_config.final_logit_softcapping";
+    for cap in [1001.0, 1e6] {
+        let error = with(key, json!(cap)).expect_err("too wide").to_string();
+        assert!(error.contains("write 1000"), "{error}");
+    }
+    assert_eq!(with(key, json!(1000)).expect("wide enough for any logit").softcap, 1000.0);
 }
 
 #[test]

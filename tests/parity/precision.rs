@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use canvasd::checkpoint::{Checkpoint, Quantization, Source, open};
+use canvasd::checkpoint::{Checkpoint, NewFile, Quantization, Source, open};
 use canvasd::model::{KvElement, LoadOptions, Precision, probe};
 use canvasd::pass::{Conditioning, KvView};
 
@@ -113,7 +113,7 @@ fn bytes_stay_close_to_the_same_blocks_unpacked() {
     for scheme in [Quantization::Q8_0, Quantization::Q4K, Quantization::Q6K] {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("demo.gguf");
-        plain.write_gguf(scheme, &path, &|_, _| {}).expect("the demo in blocks");
+        plain.write_gguf(scheme, &NewFile::begin(&path).expect("a new file"), &|_, _| {}).expect("the demo in blocks");
         let checkpoint = || opened(&path);
         let exact = LoadOptions { kv: Some(KvElement::F32), ..Default::default() };
         let unpacked = LoadOptions { dtype: Some(canvasd::model::WeightType::F32), ..exact };

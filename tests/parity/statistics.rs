@@ -24,7 +24,7 @@ fn rows_agree_with_the_naive_definition() {
                     Draw::Scaled { temperature: 1.6, top_p: 1.0 },
                     Draw::Scaled { temperature: 1.0, top_p: 0.5 },
                 ] {
-                    check(&fixture, probe::Tuning { operations, vocabulary_tile: tile, ..Default::default() }, draw);
+                    check(&fixture, probe::Tuning { operations, vocabulary_tile: tile }, draw);
                 }
             }
         }

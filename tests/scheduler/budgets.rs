@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use canvasd::pass::Segment;
-use canvasd::scheduler::{Job, JobError, Refusal, Settings, Ticket};
+use canvasd::scheduler::{CommitGate, Job, JobError, Refusal, Settings, Ticket, Verdict};
 
 use crate::support::{Scripted, limits};
 use crate::world::*;
@@ -139,6 +139,10 @@ fn set_backs(world: &World) -> u64 {
 }
 
 fn metric(world: &World, name: &str) -> u64 {
+    figure(world, name) as u64
+}
+
+fn figure(world: &World, name: &str) -> f64 {
     let text = world.core.metrics();
     let line = text.lines().find(|line| line.starts_with(name)).expect("the metric is there");
     line.split_whitespace().last().and_then(|value| value.parse().ok()).expect("a number")
@@ -334,6 +338,43 @@ fn metrics_tell_what_happened() {
     let text = world.core.metrics();
     assert!(text.contains("vllm:cache_config_info{block_size=\"4\",num_gpu_blocks="), "{text}");
     assert!(text.contains("vllm:kv_cache_usage_perc 0"), "{text}");
+}
+
+/// What a canvas takes does not tell of the queue, which has a figure of its own.
+#[test]
+fn a_canvas_begins_with_the_admission() {
+    let mut world = World::new(one_slot());
+    let mut tickets: Vec<Ticket> = (0..2).map(|i| world.submit(job(&prompt(5, i), 8, 1)).expect("taken")).collect();
+    world.finish();
+    for ticket in &mut tickets {
+        stories(ticket)[0].finished();
+    }
+    assert_eq!(metric(&world, "canvasd_canvas_duration_seconds_count"), 2);
+    let (sum, took) = (figure(&world, "canvasd_canvas_duration_seconds_sum"), (world.now - world.start).as_secs_f64());
+    assert!((sum - took).abs() < 1e-9, "{sum} s for two canvases one after the other in {took} s");
+}
+
+/// Where one choice fails, whoever asked lets go of the others: that is one failure, and nobody cancelled anything.
+#[test]
+fn a_request_that_fails_is_counted_as_such() {
+    struct Broken;
+    impl CommitGate for Broken {
+        fn commit(&mut self, _: &[u32]) -> Verdict {
+            panic!("scripted");
+        }
+    }
+    let mut world = World::new(settings());
+    let mut wanted = jobs(&prompt(6, 5), 80, 5, 2, 0);
+    wanted.choices[0].gate = Box::new(Broken);
+    let mut ticket = world.submit(wanted).expect("taken");
+    let mut story = Story::default();
+    world.until_end(&mut story, &mut ticket.choices[0]);
+    assert!(matches!(story.error(), JobError::Model(_)));
+    drop(ticket);
+    world.finish();
+    assert_eq!(metric(&world, "canvasd_cancellations_total"), 1);
+    assert_eq!(metric(&world, "canvasd_requests_total{outcome=\"failed\"}"), 1);
+    assert_eq!(metric(&world, "canvasd_requests_total{outcome=\"cancelled\"}"), 0);
 }
 
 /// Whoever leaves while nothing else runs is not counted as running for ever.

@@ -74,6 +74,18 @@ async fn after_the_grace_the_rest_is_told() {
     assert_eq!(text(&mut ticket, 0).await, Err(JobError::ShutDown));
 }
 
+/// The grace is what whoever stops the process waits for; a pass that would end later is not begun.
+#[tokio::test]
+async fn no_pass_is_begun_that_would_outlast_the_grace() {
+    let engine = start(Scripted::new(limits()).with_steps(12..=12).with_pause(Duration::from_millis(300)));
+    let mut ticket = engine.handle().submit(job(&prompt(5, 1), 200, 1)).expect("taken");
+    let (begun, grace) = (std::time::Instant::now(), Duration::from_millis(800));
+    engine.drain(grace).await;
+    assert!(begun.elapsed() <= grace, "{:?} for a grace of {grace:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(300), "it ended without a pass");
+    assert_eq!(text(&mut ticket, 0).await, Err(JobError::ShutDown));
+}
+
 #[tokio::test]
 async fn dropping_the_engine_tells_everybody() {
     let engine = start(Scripted::new(limits()).with_pause(Duration::from_millis(5)));
@@ -155,6 +167,22 @@ fn a_context_cut_by_memory_is_told_at_start() {
     let told = caught.with("WARN");
     let expected = format!("memory holds texts of {held} tokens, not the model's 256; raise kv_memory");
     assert!(told.len() == 1 && told[0].contains(&expected), "{told:?}");
+}
+
+/// Fewer canvases at once than wanted: whoever set both numbers is told which of them to change.
+#[test]
+fn fewer_slots_are_told_with_their_reason() {
+    let told = |settings: Settings| {
+        let caught = catch();
+        drop(Engine::start(Box::new(Scripted::new(limits())), settings).expect("starts"));
+        caught.with("canvases at once")
+    };
+    assert_eq!(told(Settings { max_rows_per_pass: Some(1000), ..settings() }), Vec::<String>::new());
+    let rows = told(Settings { max_rows_per_pass: Some(30), ..settings() });
+    let expected = "max_rows_per_pass = 30 has room for 3 canvases at once, not for max_running = 8";
+    assert!(rows.len() == 1 && rows[0].contains(expected) && !rows[0].contains("memory"), "{rows:?}");
+    let memory = told(Settings { working_bytes: Some(100), ..settings() });
+    assert!(memory.len() == 1 && memory[0].contains("working memory") && !memory[0].contains("rows"), "{memory:?}");
 }
 
 #[test]

@@ -110,10 +110,11 @@ fn drafts_follow_the_canvas() {
     let mut world = World::new(settings());
     let mut wanted = job(&prompt(20, 2), 16, 3);
     wanted.drafts = Drafts::Every(1);
-    let ticket = world.submit(wanted).expect("taken");
+    let mut ticket = world.submit(wanted).expect("taken");
     let mut drafts = ticket.choices[0].drafts();
     let mut phases = Vec::new();
     let mut steps = Vec::new();
+    let mut last = [None, None];
     loop {
         let draft = drafts.borrow_and_update().clone().expect("there is always one");
         if phases.last() != Some(&draft.phase) {
@@ -122,14 +123,19 @@ fn drafts_follow_the_canvas() {
         if draft.phase == Phase::Denoise {
             assert_eq!(draft.tokens.len(), 8);
             steps.push((draft.canvas, draft.step));
+            last[draft.canvas] = Some((draft.step, draft.last_step, draft.elapsed));
         }
         if !world.pass() {
             break;
         }
     }
-    assert_eq!(phases[..2], [Phase::Queued, Phase::Encode]);
-    assert_eq!(phases.last(), Some(&Phase::Commit));
+    assert_eq!(phases, [Phase::Queued, Phase::Encode, Phase::Denoise]);
     assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
+    // A commit has the numbers of the draft that it makes final.
+    let story = &stories(&mut ticket)[0];
+    let committed = story.canvases.iter().map(|canvas| Some((canvas.steps, canvas.last_step, canvas.elapsed)));
+    assert_eq!(committed.collect::<Vec<_>>(), last);
+    assert!(story.canvases.iter().all(|canvas| canvas.last_step.settled == 8 && canvas.last_step.batch == 1));
 }
 
 #[test]
@@ -201,27 +207,48 @@ fn a_deadline_in_the_queue_is_an_error_in_time() {
     assert!(world.now - world.start <= Duration::from_millis(220));
 }
 
+/// Between two canvases nothing needs to be forced.
+#[test]
+fn a_deadline_between_two_canvases_forces_nothing() {
+    let whole = alone(job(&prompt(5, 2), 40, 3))[0].clone();
+    let mut ended_between = 0;
+    for timeout in (20..300).step_by(5) {
+        let mut world = World::new(settings());
+        let mut wanted = job(&prompt(5, 2), 40, 3);
+        wanted.timeout = Some(Duration::from_millis(timeout));
+        let mut ticket = world.submit(wanted).expect("taken");
+        world.finish();
+        let story = &stories(&mut ticket)[0];
+        let usage = story.usage();
+        assert_eq!(story.finished().reason, FinishReason::Length);
+        if usage.forced_commits == 0 && usage.completion_tokens < 40 {
+            ended_between += 1;
+            assert_eq!(story.tokens(), whole.tokens()[..usage.completion_tokens]);
+        }
+    }
+    assert!(ended_between > 0, "no deadline fell between two canvases");
+}
+
 /// A fault in one segment ends one choice, and the others' texts are what they would have been.
 #[test]
 fn a_failing_segment_fails_its_request_only() {
-    let expected = alone(job(&prompt(9, 5), 24, 5))[0].tokens();
+    let make = |i: u32| job(&prompt(9, 5 + i), 24, u64::from(5 + i));
     for victim in 0..2 {
-        let faults = move |pass: &canvasd::pass::Pass| match pass.segments.len() {
-            n if n > victim && pass.segments.iter().all(|s| matches!(s, canvasd::pass::Segment::Denoise { .. })) => {
-                Fault::NotANumber(n - 1)
+        let faults = move |pass: &canvasd::pass::Pass| match &pass.segments[..] {
+            [canvasd::pass::Segment::Denoise { .. }, canvasd::pass::Segment::Denoise { .. }] => {
+                Fault::NotANumber(victim)
             }
             _ => Fault::None,
         };
         let mut world = World::of(Scripted::new(limits()).with_faults(faults), settings());
-        let mut good = world.submit(job(&prompt(9, 5), 24, 5)).expect("taken");
-        let mut bad = world.submit(job(&prompt(9, 6), 24, 6)).expect("taken");
-        while !world.core.is_idle() {
-            world.pass();
-        }
-        assert!(matches!(stories(&mut bad)[0].error(), JobError::Model(why) if why.contains("not finite")));
-        if victim == 1 {
-            assert_eq!(stories(&mut good)[0].tokens(), expected);
-        }
+        let mut tickets = [0, 1].map(|i| world.submit(make(i)).expect("taken"));
+        world.finish();
+        assert!(
+            matches!(stories(&mut tickets[victim])[0].error(), JobError::Model(why) if why.contains("not finite")),
+            "choice {victim}"
+        );
+        let other = 1 - victim;
+        assert_eq!(stories(&mut tickets[other])[0].tokens(), alone(make(other as u32))[0].tokens());
     }
 }
 

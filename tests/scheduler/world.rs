@@ -156,7 +156,7 @@ impl Structure for NoSevens {
     }
 
     fn commit(&mut self, tokens: &[u32]) -> Result<(), StructureError> {
-        NoSevens::allows(tokens).then_some(()).ok_or_else(|| StructureError("a multiple of seven".to_owned()))
+        NoSevens::allows(tokens).then_some(()).ok_or_else(|| StructureError::Astray("a multiple of seven".to_owned()))
     }
 }
 

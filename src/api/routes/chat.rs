@@ -6,13 +6,14 @@ use axum::response::Response;
 use super::super::body::Body;
 use super::super::calls::{Calls, Toolbox};
 use super::super::chunks::{self, ChunkDialect};
-use super::super::conversation::{Reflection, encode_chat, messages};
+use super::super::conversation::{Reflection, messages};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
 use super::super::form;
 use super::super::generation::{Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, wishes};
+use super::super::prompts::{Purpose, encode_chat};
 use super::super::pump::{Answer, Call, Channels, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
@@ -41,7 +42,7 @@ const MOST_ALTERNATIVES: usize = 20;
 )]
 pub(crate) async fn chat(
     State(state): State<AppState>,
-    Body { value: mut request, mut ignored }: Body<ChatRequest>,
+    Body { value: mut request, mut ignored, arrived }: Body<ChatRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     refuse_unsupported(&request)?;
@@ -52,7 +53,7 @@ pub(crate) async fn chat(
         (None, Some(most)) => Some(count("max_tokens", Some(most), 1, 1, usize::MAX)?),
         (None, None) => state.settings().default_max_tokens,
     };
-    let order = wishes!(request).order(&state)?;
+    let order = wishes!(request).order(&state, arrived)?;
     let reflection = Reflection::new("reasoning_effort", request.reasoning_effort, request.chat_template_kwargs)?;
     reflection.note_unread(state.text(), &mut ignored);
     let asked = form::of_chat(request.response_format)?;
@@ -60,9 +61,8 @@ pub(crate) async fn chat(
     let tools = Toolbox::new(request.tools, request.tool_choice)?;
     let chat = Chat { messages, tools: tools.declared, thinking: reflection.thinking, kwargs: reflection.kwargs };
     let calls = Calls::of(&chat.tools, request.parallel_tool_calls);
-    let prompt = encode_chat(&state, chat, "messages", reflection.field).await?;
-    let asked = form::or_call(asked, tools.demanded);
-    let structure = form::blueprint(&state, asked, calls.instead()).await?;
+    let prompt = encode_chat(&state, chat, Purpose::Prompt, "messages", reflection.field).await?;
+    let structure = form::blueprint(&state, asked, tools.expected).await?;
     let delivery = order.delivery;
     let plan = Plan {
         order,
@@ -104,8 +104,7 @@ fn refuse_unsupported(request: &ChatRequest) -> Result<(), ApiError> {
 
 /// How many alternatives are wanted per token; `None` where no log-probabilities are.
 fn alternatives(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
-    let wanted = request.top_logprobs.map(|wanted| wanted as usize);
-    let wanted_count = count("top_logprobs", wanted, 0, 0, MOST_ALTERNATIVES)?;
+    let wanted_count = count("top_logprobs", request.top_logprobs, 0, 0, MOST_ALTERNATIVES)?;
     match request.logprobs {
         Some(true) => Ok(Some(wanted_count)),
         _ if wanted_count > 0 => Err(ApiError::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.")),

@@ -6,18 +6,18 @@ use axum::response::Response;
 use super::super::body::Body;
 use super::super::calls::Calls;
 use super::super::chunks::{self, ChunkDialect};
-use super::super::conversation::{aside, of_prompt};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
 use super::super::generation::{Plan, start};
 use super::super::logprobs;
 use super::super::order::{count, wishes};
+use super::super::prompts::{self, Purpose};
 use super::super::pump::{Answer, Channels, Commit, Finish, Said};
 use super::super::state::AppState;
 use super::super::wire::answer::{Answers, Chunk};
 use super::super::wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRequest};
 use super::super::wire::either::Prompt;
-use crate::prompt::{self, CallableTools, Dialect};
+use crate::prompt::{CallableTools, Dialect, Prompt as Encoded};
 
 /// Tokens of an answer unless a request says otherwise, as in the original API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -41,7 +41,7 @@ const MOST_ALTERNATIVES: usize = 5;
 )]
 pub(crate) async fn completions(
     State(state): State<AppState>,
-    Body { value: mut request, ignored }: Body<CompletionRequest>,
+    Body { value: mut request, ignored, arrived }: Body<CompletionRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
@@ -49,7 +49,7 @@ pub(crate) async fn completions(
     }
     let alternatives = match request.logprobs {
         None => None,
-        Some(wanted) => Some(count("logprobs", Some(wanted as usize), 0, 0, MOST_ALTERNATIVES)?),
+        Some(wanted) => Some(count("logprobs", Some(wanted), 0, 0, MOST_ALTERNATIVES)?),
     };
     let echo = request.echo == Some(true);
     if echo && alternatives.is_some() {
@@ -62,7 +62,7 @@ pub(crate) async fn completions(
         return Err(ApiError::unsupported("best_of", "'best_of' above 'n' cannot be streamed."));
     }
     let max_tokens = count("max_tokens", request.max_tokens, DEFAULT_MAX_TOKENS, 1, usize::MAX)?;
-    let order = wishes!(request).order(&state)?;
+    let order = wishes!(request).order(&state, arrived)?;
     let prompt = request.prompt.ok_or_else(|| ApiError::missing("prompt"))?;
     let prompts = split(prompt, state.engine().limits().vocabulary, most / made)?;
     check_room(prompts.len(), made, state.engine().most_jobs(made))?;
@@ -106,7 +106,7 @@ fn split(prompt: Prompt, vocabulary: usize, most: usize) -> Result<Vec<OnePrompt
     }
     for prompt in &prompts {
         if let OnePrompt::Tokens(ids) = prompt {
-            check_ids("prompt", ids, vocabulary)?;
+            check_known("prompt", ids, vocabulary)?;
         }
     }
     Ok(prompts)
@@ -126,7 +126,7 @@ fn check_room(prompts: usize, choices: usize, room: usize) -> Result<(), ApiErro
 }
 
 /// Refuses ids that are no token.
-pub(crate) fn check_ids(field: &str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
+pub(crate) fn check_known(field: &str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),
         Some(id) => {
@@ -141,25 +141,27 @@ async fn encode(
     state: &AppState,
     prompts: Vec<OnePrompt>,
     echo: bool,
-) -> Result<(Vec<prompt::Prompt>, Option<Vec<String>>), ApiError> {
-    let text = state.text().clone();
-    let encoded = aside(move || {
-        prompts
-            .into_iter()
-            .map(|prompt| {
-                let (ids, shown) = match prompt {
-                    OnePrompt::Tokens(ids) => {
-                        let shown = if echo { text.decode(&ids) } else { String::new() };
-                        (ids, shown)
-                    }
-                    OnePrompt::Text(shown) => (text.encode(&shown)?, shown),
-                };
-                Ok((prompt::Prompt::plain(ids), shown))
-            })
-            .collect::<Result<Vec<_>, _>>()
-    });
-    let encoded = encoded.await?.map_err(|error| of_prompt(&error, "prompt"))?;
-    let (prompts, shown) = encoded.into_iter().unzip();
+) -> Result<(Vec<Encoded>, Option<Vec<String>>), ApiError> {
+    for prompt in &prompts {
+        match prompt {
+            OnePrompt::Text(text) => prompts::check_text(state, text, Purpose::Prompt, "prompt")?,
+            OnePrompt::Tokens(ids) => prompts::check_ids(state, ids, Purpose::Prompt, "prompt")?,
+        }
+    }
+    prompts::check_open(state, Purpose::Prompt)?;
+    let here = state.clone();
+    let one = move |prompt| {
+        let (ids, shown) = match prompt {
+            OnePrompt::Tokens(ids) => {
+                let shown = if echo { here.text().decode(&ids) } else { String::new() };
+                (ids, shown)
+            }
+            OnePrompt::Text(text) => (prompts::encode_text(&here, &text, Purpose::Prompt, "prompt")?, text),
+        };
+        Ok((Encoded::plain(ids), shown))
+    };
+    let encoded = state.aside().run(move || prompts.into_iter().map(one).collect::<Result<Vec<_>, ApiError>>());
+    let (prompts, shown) = encoded.await??.into_iter().unzip();
     Ok((prompts, echo.then_some(shown)))
 }
 

@@ -1,10 +1,15 @@
 //! The OpenAPI document and two pages for people. The pages load nothing from elsewhere.
 
+use std::sync::LazyLock;
+
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 
 use super::super::document::openapi;
 use super::super::failures::PublicFailures;
+
+/// The document, made once: it takes a while, and whoever asks needs no key.
+static DOCUMENT: LazyLock<String> = LazyLock::new(openapi);
 
 /// Gives this document.
 #[utoipa::path(
@@ -15,7 +20,7 @@ use super::super::failures::PublicFailures;
     responses((status = 200, description = "This document.", body = Object), PublicFailures)
 )]
 pub(crate) async fn json() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.as_str()).into_response()
 }
 
 /// Shows this document in a browser.

@@ -6,12 +6,13 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::body::Body;
 use super::super::calls::Toolbox;
-use super::super::conversation::{Reflection, aside, encode_chat, messages, of_prompt};
+use super::super::conversation::{Reflection, messages};
 use super::super::error::ApiError;
 use super::super::failures::Failures;
+use super::super::prompts::{Purpose, check_text, encode_chat, encode_text};
 use super::super::state::AppState;
 use super::super::wire::other::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
-use super::completions::check_ids;
+use super::completions::check_known;
 use crate::prompt::Chat;
 
 /// Cuts a text or a conversation into tokens, as a prompt would be.
@@ -25,7 +26,7 @@ use crate::prompt::Chat;
 )]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
-    Body { value: request, mut ignored }: Body<TokenizeRequest>,
+    Body { value: request, mut ignored, .. }: Body<TokenizeRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     let tokens = match (request.prompt, request.messages) {
@@ -35,13 +36,14 @@ pub(crate) async fn tokenize(
         (None, None) => return Err(ApiError::missing("prompt")),
         (Some(prompt), None) => {
             if request.tools.is_some() {
-                ignored.add("tools".into());
+                ignored.add("", "tools");
             }
             if request.chat_template_kwargs.is_some() {
-                ignored.add("chat_template_kwargs".into());
+                ignored.add("", "chat_template_kwargs");
             }
-            let text = state.text().clone();
-            aside(move || text.encode(&prompt)).await?.map_err(|error| of_prompt(&error, "prompt"))?
+            check_text(&state, &prompt, Purpose::Tokens, "prompt")?;
+            let here = state.clone();
+            state.aside().run(move || encode_text(&here, &prompt, Purpose::Tokens, "prompt")).await??
         }
         (None, Some(wire)) => {
             let reflection = Reflection::new("", None, request.chat_template_kwargs)?;
@@ -49,7 +51,7 @@ pub(crate) async fn tokenize(
             let messages = messages(Some(wire), "messages")?;
             let tools = Toolbox::new(request.tools, None)?.declared;
             let chat = Chat { messages, tools, thinking: reflection.thinking, kwargs: reflection.kwargs };
-            encode_chat(&state, chat, "messages", reflection.field).await?.ids
+            encode_chat(&state, chat, Purpose::Tokens, "messages", reflection.field).await?.ids
         }
     };
     let spelled = |id: &u32| String::from_utf8_lossy(&state.text().token_bytes(*id)).into_owned();
@@ -70,12 +72,12 @@ pub(crate) async fn tokenize(
 )]
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
-    Body { value: request, ignored }: Body<DetokenizeRequest>,
+    Body { value: request, ignored, .. }: Body<DetokenizeRequest>,
 ) -> Result<Response, ApiError> {
     state.check_model(request.model.as_deref())?;
     let tokens = request.tokens.ok_or_else(|| ApiError::missing("tokens"))?;
-    check_ids("tokens", &tokens, state.engine().limits().vocabulary)?;
+    check_known("tokens", &tokens, state.engine().limits().vocabulary)?;
     let text = state.text().clone();
-    let prompt = aside(move || text.decode(&tokens)).await?;
+    let prompt = state.aside().run(move || text.decode(&tokens)).await?;
     Ok(ignored.attach(Json(DetokenizeResponse { prompt }).into_response()))
 }

@@ -60,7 +60,7 @@ pub struct ChatRequest {
     pub logprobs: Option<bool>,
     /// Alternatives per token, 0 to 20; needs `logprobs`.
     #[schema(maximum = 20)]
-    pub top_logprobs: Option<u32>,
+    pub top_logprobs: Option<usize>,
     /// Token ids (as text) and what is added to their logits, −100 to 100, before temperature and every statistic.
     #[schema(value_type = Option<Object>)]
     pub logit_bias: Option<BTreeMap<String, f64>>,
@@ -80,8 +80,8 @@ pub struct ChatRequest {
     pub parallel_tool_calls: Option<bool>,
     /// What the answer must be: any text, or JSON, of a schema where one is given.
     pub response_format: Option<ResponseFormat>,
-    /// `none` and `minimal` answer at once; `low`, `medium`, `high`, `xhigh` and `max` let the model think first, where its
-    /// template can.
+    /// `none` and `minimal` answer at once; `low`, `medium`, `high`, `xhigh` and `max` let the model think first, and are
+    /// refused where its template cannot switch that on.
     pub reasoning_effort: Option<ReasoningEffort>,
     /// Handed to the checkpoint's chat template. `enable_thinking` switches thinking, and beats `reasoning_effort`.
     #[schema(value_type = Option<Object>)]
@@ -182,7 +182,7 @@ pub struct Message {
     /// Who speaks.
     #[schema(required = true, nullable = false)]
     pub role: Option<Role>,
-    /// Text, or parts. May be absent where an assistant message carries tool calls.
+    /// Text, or parts. May be absent in an assistant message, which then says nothing.
     pub content: Option<Content>,
     /// Handed to the template.
     pub name: Option<String>,

@@ -39,7 +39,7 @@ pub struct CompletionRequest {
     pub echo: Option<bool>,
     /// Gives log-probabilities with that many alternatives per token, 0 to 5; of a stop string's tokens as in chat.
     #[schema(maximum = 5)]
-    pub logprobs: Option<u32>,
+    pub logprobs: Option<usize>,
     /// Refused unless empty: text is continued, not filled in.
     pub suffix: Option<String>,
     /// Most tokens of an answer; exact. What does not fit into the context is cut off it. Default 16.

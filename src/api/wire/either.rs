@@ -8,6 +8,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor, 
 use utoipa::ToSchema;
 
 use super::chat::ContentPart;
+use super::count::{Id, plain};
 use super::options::{NamedTool, ProgressOptions};
 use super::responses::InputItem;
 
@@ -146,16 +147,19 @@ fn collect_prompt<'de, A: SeqAccess<'de>>(mut access: A) -> Result<Prompt, A::Er
     match access.next_element::<PromptItem>()? {
         None => Ok(Prompt::Tokens(Vec::new())),
         Some(PromptItem::Text(first)) => rest(first, access).map(Prompt::Texts),
-        Some(PromptItem::Token(first)) => rest(first, access).map(Prompt::Tokens),
-        Some(PromptItem::Tokens(first)) => rest(first, access).map(Prompt::TokenLists),
+        Some(PromptItem::Token(first)) => rest(first, access).map(|all| Prompt::Tokens(plain(all))),
+        Some(PromptItem::Tokens(first)) => {
+            let lists = rest(first, access)?;
+            Ok(Prompt::TokenLists(lists.into_iter().map(plain).collect()))
+        }
     }
 }
 
 /// The first item of a prompt given as an array.
 enum PromptItem {
     Text(String),
-    Token(u32),
-    Tokens(Vec<u32>),
+    Token(Id),
+    Tokens(Vec<Id>),
 }
 
 impl<'de> Deserialize<'de> for PromptItem {
@@ -170,8 +174,7 @@ impl<'de> Deserialize<'de> for PromptItem {
                 Ok(PromptItem::Text(text.to_owned()))
             }
             fn visit_u64<E: de::Error>(self, id: u64) -> Result<PromptItem, E> {
-                let id = u32::try_from(id).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(id), &self))?;
-                Ok(PromptItem::Token(id))
+                Id::of(id).map(PromptItem::Token)
             }
             fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<PromptItem, A::Error> {
                 collect(access).map(PromptItem::Tokens)

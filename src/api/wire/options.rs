@@ -26,10 +26,11 @@ pub struct ProgressOptions {
     /// Tells of every n-th step only. 1 to 1,000; default 1.
     #[schema(minimum = 1, maximum = 1000)]
     #[serde(default, deserialize_with = "from_one")]
-    pub every: Option<u32>,
+    pub every: Option<usize>,
     /// `text`: the draft's text each time. `edits`: what changed in it. `stats`: numbers alone. Default `text`.
     pub mode: Option<ProgressMode>,
-    /// Most chunks per second and choice; what lies between is left out. Above 0, up to 1,000; default 20.
+    /// Most chunks of drafts per second and choice; what lies between is left out. The frame of a commit always comes. Above
+    /// 0, up to 1,000; default 20.
     #[schema(exclusive_minimum = 0, maximum = 1000)]
     pub max_hz: Option<f64>,
 }
@@ -67,8 +68,8 @@ pub struct DiffusionOptions {
     /// Equal canvases in a row wanted before one may stop, 0 to 1,024.
     #[schema(maximum = 1024)]
     pub stability_threshold: Option<usize>,
-    /// Most milliseconds from the request to the last commit. When they are over, the canvas is committed as it stands
-    /// and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
+    /// Most milliseconds from the request's head to the last commit. When they are over, the canvas is committed as it
+    /// stands and the answer ends with `finish_reason: "length"`. At least 1; the server's own limit holds beside it.
     #[schema(minimum = 1)]
     #[serde(default, deserialize_with = "from_one")]
     pub timeout_ms: Option<u64>,

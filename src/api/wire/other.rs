@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::chat::Message;
+use super::count::ids;
 use super::options::Tool;
 
 /// The models that can be asked for.
@@ -35,7 +36,8 @@ pub struct Model {
     pub canvas_length: usize,
 }
 
-/// Something to be cut into tokens.
+/// Something to be cut into tokens. Its text, rendered where it is a conversation, has at most 1 MiB, or as many bytes as a
+/// prompt that fits might have where that is more.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[schema(examples(json!({"prompt": "Hello"})))]
 pub struct TokenizeRequest {
@@ -78,6 +80,7 @@ pub struct DetokenizeRequest {
     pub model: Option<String>,
     /// The ids.
     #[schema(required = true, nullable = false)]
+    #[serde(default, deserialize_with = "ids")]
     pub tokens: Option<Vec<u32>>,
 }
 

@@ -1,7 +1,7 @@
 //! `POST /v1/responses`: the stateless subset, with function tools.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::chat::{ReasoningEffort, Seed};
@@ -72,7 +72,7 @@ pub struct ResponsesRequest {
     /// `disabled`; `auto` is refused: an input beyond the context is an error.
     pub truncation: Option<String>,
     /// Refused unless 0: log-probabilities come from the other endpoints.
-    pub top_logprobs: Option<u32>,
+    pub top_logprobs: Option<u64>,
     /// Accepted; nothing is ever stored.
     #[expect(dead_code, reason = "accepted without effect")]
     pub store: Option<bool>,
@@ -162,12 +162,12 @@ pub struct TextFormat {
 /// has is refused.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct InputItem {
-    /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out: old
-    /// thoughts are not shown to the model.
+    /// `message`, also where absent; `function_call` or `function_call_output`. `reasoning` is accepted and left out, with
+    /// its `content`: old thoughts are not shown to the model.
     pub r#type: Option<String>,
     /// Who speaks: `system`, `developer`, `user` or `assistant`.
     pub role: Option<super::chat::Role>,
-    /// Text, or parts; of a message.
+    /// Text, or parts; of a message, or of a `reasoning` item.
     pub content: Option<Content>,
     /// Id of a call, which its output repeats. Each call wants its output before the conversation goes on.
     pub call_id: Option<String>,
@@ -224,7 +224,7 @@ pub struct ResponseObject {
     pub max_output_tokens: Option<usize>,
     /// The model that answers.
     pub model: String,
-    /// A `reasoning` item where the model thought, then a `message`, or the calls of functions.
+    /// What the model wrote, in its order: `reasoning`, `message` and `function_call` items, any number of each.
     pub output: Vec<OutputItem>,
     /// As it was sent, or its default.
     pub parallel_tool_calls: bool,
@@ -242,7 +242,7 @@ pub struct ResponseObject {
     pub temperature: f64,
     /// As it was sent, or its default.
     pub top_p: f64,
-    /// `{"format": {"type": "text"}}`.
+    /// `{"format": …}`, the format as it was sent, or `{"type": "text"}`.
     #[schema(value_type = Object)]
     pub text: Value,
     /// As it was sent, or its default.
@@ -257,6 +257,40 @@ pub struct ResponseObject {
     /// As it was sent.
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
+}
+
+impl ResponseObject {
+    /// The answer to this request before any of it is there.
+    pub(crate) fn begun(request: &ResponsesRequest, id: String, created_at: u64, model: String) -> ResponseObject {
+        let effort = request.reasoning.as_ref().and_then(|reasoning| reasoning.effort);
+        let format = request.text.as_ref().and_then(|text| text.format.as_ref());
+        ResponseObject {
+            id,
+            object: "response",
+            created_at,
+            status: "in_progress",
+            background: false,
+            error: None,
+            incomplete_details: None,
+            instructions: request.instructions.clone(),
+            max_output_tokens: request.max_output_tokens,
+            model,
+            output: Vec::new(),
+            parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
+            previous_response_id: None,
+            reasoning: json!({"effort": effort, "summary": null}),
+            service_tier: "default",
+            store: false,
+            temperature: request.temperature.unwrap_or(1.0),
+            top_p: request.top_p.unwrap_or(1.0),
+            text: format.map_or_else(|| json!({"format": {"type": "text"}}), |format| json!({"format": format})),
+            tool_choice: request.tool_choice.clone().unwrap_or_else(|| ToolChoice::Mode("auto".to_owned())),
+            tools: request.tools.clone().unwrap_or_default(),
+            truncation: "disabled",
+            usage: None,
+            metadata: request.metadata.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// Why an answer is incomplete.

@@ -14,6 +14,9 @@ use crate::kernels::ElementType;
 /// The one architecture that can be served.
 pub(crate) const ARCHITECTURE: &str = "diffusion-gemma";
 
+/// The end tokens beside the one that a file names, by their spelling.
+pub(crate) const TURN_ENDS: [&str; 2] = ["<turn|>", "<|tool_response>"];
+
 /// Divisors of at least this size stand for "does not rotate" (files have 1e30).
 const STILL: f32 = 1e9;
 
@@ -175,7 +178,7 @@ impl Keys<'_> {
             ends.extend(self.whole(key)?);
         }
         let spelled = |text| tokens.iter().position(|token| token == text).map(|id| id as u64);
-        ends.extend(["<turn|>", "<|tool_response>"].into_iter().filter_map(spelled));
+        ends.extend(TURN_ENDS.into_iter().filter_map(spelled));
         map.insert("eos_token_id".to_owned(), json!(ends));
         Ok(Json::Object(map))
     }

@@ -11,8 +11,8 @@ use std::path::Path;
 pub(crate) use config::Keys;
 pub(crate) use container::Container;
 pub(crate) use weights::GgufWeights;
+pub use write::Written;
 pub(crate) use write::write;
-pub use write::{Written, vacant};
 
 use super::error::CheckpointError;
 use super::map::Bytes;

@@ -1,17 +1,16 @@
 //! Writes a checkpoint as a GGUF file, tensor by tensor, in the layout of the published files.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
-use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::super::block_types::GgufType;
 use super::super::error::CheckpointError;
+use super::super::new_file::NewFile;
 use super::super::quantize::{Quantization, quantize, widened};
 use super::super::{Checkpoint, GenerationDefaults};
-use super::config::ARCHITECTURE;
+use super::config::{ARCHITECTURE, TURN_ENDS};
 use super::names::{self, ROPE_FREQS};
 use crate::kernels::ElementType;
 use crate::model::{Config, LayerKind, Weights};
@@ -46,58 +45,55 @@ struct Planned {
     bytes: u64,
 }
 
-/// Whether a new file can have this path, as far as that can be told without writing it.
-///
-/// # Errors
-/// [`CheckpointError::Write`] where something is there already, or its folder is not.
-pub fn vacant(path: &Path) -> Result<(), CheckpointError> {
-    let refused = |source| CheckpointError::Write { path: path.to_owned(), source };
-    if path.try_exists().map_err(refused)? {
-        let why = "the file exists already; remove it, or choose another name";
-        return Err(refused(io::Error::new(io::ErrorKind::AlreadyExists, why)));
-    }
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            let why = format!("there is no folder {}; make it first", folder.display());
-            Err(refused(io::Error::new(io::ErrorKind::NotFound, why)))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Quantizes a checkpoint into a new file. Peak memory is one tensor in its quantized form.
 ///
 /// # Errors
-/// Where the file exists, cannot be written, or a tensor is quantized already.
+/// Where the file cannot be written, a tensor is quantized already, or GGUF cannot say what the checkpoint is.
 pub(crate) fn write(
     checkpoint: &Checkpoint,
     scheme: Quantization,
-    path: &Path,
+    new: &NewFile,
     report: &dyn Fn(u64, u64),
 ) -> Result<Written, CheckpointError> {
-    vacant(path)?;
-    let refused = |source| CheckpointError::Write { path: path.to_owned(), source };
+    let refused = |source| CheckpointError::Write { path: new.path().to_owned(), source };
+    expressible(checkpoint)?;
     let keys = keys(checkpoint, scheme)?;
     let (plan, left_out) = plan(checkpoint, scheme)?;
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".part");
-    let partial = Path::new(&partial);
-    let written = File::create(partial).map_err(refused).and_then(|file| {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        head(&mut out, &keys, &plan).map_err(refused)?;
-        tensors(&mut out, checkpoint, &plan, &refused, report)?;
-        out.flush().and_then(|()| out.get_ref().sync_all()).map_err(refused)?;
-        out.stream_position().map_err(refused)
-    });
-    let written = written.and_then(|bytes| std::fs::rename(partial, path).map_err(refused).map(|()| bytes));
-    match written {
-        Ok(bytes) => Ok(Written { tensors: plan.len(), bytes, left_out }),
-        Err(error) => {
-            // A half file is of no use; that it cannot be removed either is not worth hiding the first error.
-            let _ = std::fs::remove_file(partial);
-            Err(error)
-        }
+    let mut out = BufWriter::with_capacity(1 << 20, new.file());
+    head(&mut out, &keys, &plan).map_err(refused)?;
+    tensors(&mut out, checkpoint, &plan, &refused, report)?;
+    let bytes = out.flush().and_then(|()| out.stream_position()).map_err(refused)?;
+    new.finish().map_err(refused)?;
+    Ok(Written { tensors: plan.len(), bytes, left_out })
+}
+
+/// Refuses a checkpoint of which a GGUF file would make another model: that has no keys for what is asked here.
+fn expressible(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let lost = |file: &str, what: String| {
+        let why = format!("{what} cannot be said in a GGUF file; use the checkpoint as it is (--quantize works on it)");
+        Err(CheckpointError::unsupported(file, why))
+    };
+    let (full, sliding) = (&checkpoint.config.full.rope, &checkpoint.config.sliding);
+    if full.factor != 1.0 {
+        return lost("config.json", format!("rope_parameters.full_attention.factor = {}", full.factor));
     }
+    if sliding.rope.factor != 1.0 || sliding.rope.rotating_pairs != sliding.head_dim / 2 {
+        return lost("config.json", "a rope_type of sliding_attention other than \"default\"".to_owned());
+    }
+    let spelled = TURN_ENDS.into_iter().filter_map(|spelling| checkpoint.tokenizer.token_to_id(spelling));
+    let told: Vec<u32> = spelled.chain(end_token(checkpoint)).collect();
+    match checkpoint.generation.end_tokens.iter().find(|id| !told.contains(id)) {
+        Some(id) => {
+            lost("generation_config.json", format!("eos_token_id {id}, beside those that end texts and turns,"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The one end token that a file names.
+fn end_token(checkpoint: &Checkpoint) -> Option<u32> {
+    let spelled = checkpoint.eos_token.as_ref().and_then(|token| checkpoint.tokenizer.token_to_id(token));
+    spelled.or_else(|| checkpoint.generation.end_tokens.first().copied())
 }
 
 /// Which tensors, of which types, and where.
@@ -216,10 +212,11 @@ fn tensors(
     Ok(())
 }
 
-/// Divisors of the global layers' angles: 1 for the pairs that rotate, so much for the others that they stand still.
+/// Divisors of the global layers' angles: 1 for the pairs that rotate (see [`expressible`]), so much for the others that they
+/// stand still.
 fn divisors(config: &Config) -> Vec<u8> {
     let rotating = config.full.rope.rotating_pairs;
-    let divisor = |pair: usize| if pair < rotating { config.full.rope.factor as f32 } else { 1e30 };
+    let divisor = |pair: usize| if pair < rotating { 1f32 } else { 1e30 };
     (0..config.full.head_dim / 2).flat_map(|pair| divisor(pair).to_le_bytes()).collect()
 }
 
@@ -357,7 +354,7 @@ fn tokenizer_keys(keys: &mut Keys, checkpoint: &Checkpoint) -> Result<(), Checkp
     let id = |spelling: &Option<String>| spelling.as_ref().and_then(|token| tokenizer.token_to_id(token));
     for (name, token) in [
         ("bos", id(&checkpoint.bos_token)),
-        ("eos", id(&checkpoint.eos_token).or_else(|| checkpoint.generation.end_tokens.first().copied())),
+        ("eos", end_token(checkpoint)),
         ("unknown", id(&unknown)),
         ("padding", tokenizer.token_to_id("<pad>")),
     ] {

@@ -6,8 +6,14 @@ use super::super::folder::{INDEX, SINGLE};
 use super::super::source::{HubName, Source};
 
 /// Small files that a checkpoint may have.
-const SMALL: [&str; 5] =
-    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const SMALL: [&str; 6] = [
+    "config.json",
+    "hf_quant_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
 
 /// The files to have, small ones first.
 #[derive(Debug, PartialEq)]
@@ -55,6 +61,12 @@ pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice>
         chosen.push(SINGLE.to_owned());
     }
     Ok(Chosen { files: chosen })
+}
+
+/// Whether a chosen file holds tensors; the others say what they are.
+#[cfg(feature = "hub")]
+pub(crate) fn is_weights(file: &str) -> bool {
+    is_gguf(file) || file.ends_with(".safetensors")
 }
 
 fn is_gguf(file: &str) -> bool {

@@ -32,11 +32,16 @@ fn name(text: &str) -> HubName {
 
 fn quiet(_: &Progress) {}
 
+/// A config.json of a model that can be served.
+fn config() -> Vec<u8> {
+    super::super::demo::FILES[0].1.to_vec()
+}
+
 fn sharded() -> Vec<(&'static str, Vec<u8>)> {
     let index = serde_json::json!({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}});
     vec![
         ("README.md", b"not wanted".to_vec()),
-        ("config.json", b"{}".to_vec()),
+        ("config.json", config()),
         ("tokenizer.json", noise(70_000, 1)),
         ("model.safetensors.index.json", index.to_string().into_bytes()),
         ("model-1-of-2.safetensors", noise(LARGE, 2)),
@@ -104,7 +109,7 @@ fn a_gguf_file_by_its_quantization_and_an_old_name() {
 #[test]
 fn a_plain_name_means_what_the_repository_offers() {
     let files = [
-        ("config.json", b"{}".to_vec()),
+        ("config.json", config()),
         ("model.safetensors", noise(30, 1)),
         ("tokenizer.json", noise(20, 2)),
         ("m-Q4_K_M.gguf", noise(100, 3)),
@@ -137,8 +142,7 @@ fn a_plain_name_means_what_the_repository_offers() {
 
 #[test]
 fn a_cache_that_is_whole_serves_while_the_hub_is_away() {
-    let files =
-        [("config.json", b"{}".to_vec()), ("model.safetensors", noise(30, 1)), ("tokenizer.json", noise(20, 2))];
+    let files = [("config.json", config()), ("model.safetensors", noise(30, 1)), ("tokenizer.json", noise(20, 2))];
     let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
     let hub = hub(&server, &cache);
     let plain = name("own/er");
@@ -177,7 +181,7 @@ fn a_listing_cannot_write_outside_of_its_folder() {
 
 #[test]
 fn what_went_bad_in_the_cache_is_mended() {
-    let files = [("config.json", b"{}".to_vec()), ("model.safetensors", noise(LARGE, 6))];
+    let files = [("config.json", config()), ("model.safetensors", noise(LARGE, 6))];
     let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
     let hub = hub(&server, &cache);
     let Source::Folder(snapshot) = hub.fetch(&name("own/er"), &quiet).unwrap() else { panic!() };
@@ -194,6 +198,30 @@ fn what_went_bad_in_the_cache_is_mended() {
         let other = files[1 - spoilt].0;
         let asked = server.seen();
         assert!(asked.iter().all(|seen| seen.method == "HEAD" || !seen.path.ends_with(other)), "{other} was good");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_before_its_weights_are_asked_for() {
+    let mut foreign: serde_json::Value = serde_json::from_slice(&config()).unwrap();
+    foreign["quantization_config"] = serde_json::json!({"quant_method": "bitsandbytes"});
+    for (file, text, what) in [
+        ("config.json", r#"{"model_type": "llama", "text_config": {}}"#.to_owned(), "DiffusionGemma only"),
+        ("config.json", foreign.to_string(), "(bitsandbytes)"),
+        ("hf_quant_config.json", r#"{"quantization": {"quant_algo": "FP8"}}"#.to_owned(), "(FP8)"),
+        ("generation_config.json", r#"{"t_min": 2}"#.to_owned(), "t_min"),
+    ] {
+        let (server, cache) = (Server::start(&sharded()), tempfile::tempdir().unwrap());
+        server.set(|behaviour| drop(behaviour.files.insert(file.to_owned(), text.into_bytes())));
+        let hub = hub(&server, &cache);
+        let error = hub.locate(&name("own/er"), &quiet).unwrap_err().to_string();
+        assert!(error.starts_with(file) && error.contains(what), "{file}: {error}");
+        let asked = server.seen();
+        assert!(asked.iter().all(|seen| !seen.path.starts_with("/stored/")), "{file}: no byte of the weights");
+        let blobs = std::fs::read_dir(cache.path().join("models--own--er/blobs")).unwrap().flatten();
+        assert!(blobs.into_iter().all(|entry| entry.metadata().unwrap().len() < LARGE as u64), "nor room for them");
+        assert_eq!(hub.cached(&name("own/er")).unwrap(), None);
+        assert_eq!(hub.cached(&name(&format!("own/er@{COMMIT}"))).unwrap(), None);
     }
 }
 
@@ -245,10 +273,9 @@ fn a_download_that_ended_early_goes_on() {
 
 #[test]
 fn damaged_data_is_deleted() {
-    for files in [
-        [("config.json", b"{}".to_vec()), ("model.safetensors", noise(9, 1))],
-        [("m.gguf", noise(90, 1)), ("x", vec![1])],
-    ] {
+    for files in
+        [[("config.json", config()), ("model.safetensors", noise(9, 1))], [("m.gguf", noise(90, 1)), ("x", vec![1])]]
+    {
         let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
         let hub = hub(&server, &cache);
         server.set(|behaviour| behaviour.spoil = true);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sha2::Digest;
 
 use super::super::error::CheckpointError;
+use super::super::folder::Folder;
 use super::super::source::{HubName, Source};
 use super::cache::Repo;
 use super::client::{Client, Failure, FileInfo};
@@ -99,13 +100,24 @@ pub(super) fn fetch(
     if trust == Trust::Sum {
         weed(name, &repo, &listing.commit, &infos, report)?;
     }
+    warn_of_no_sums(&infos);
     let downloads = downloads(&repo, &infos);
-    transfer(hub, name, &client, &infos, &downloads, report)?;
-    for info in &infos {
-        repo.link(&listing.commit, &info.name, &info.etag).map_err(cache)?;
-    }
-    repo.remember(&name.revision, &listing.commit).map_err(cache)?;
+    let link = |wanted: &dyn Fn(&str) -> bool| {
+        let mut wanted = infos.iter().filter(|info| wanted(&info.name));
+        wanted.try_for_each(|info| repo.link(&listing.commit, &info.name, &info.etag)).map_err(cache)
+    };
     let snapshot = repo.snapshot(&listing.commit);
+    // A GGUF file is described by itself alone.
+    let described = || match chosen.source(&snapshot) {
+        Source::Folder(folder) => {
+            link(&|file| !select::is_weights(file))?;
+            super::super::described(&Folder::Disk(folder)).map(|_| ())
+        }
+        _ => Ok(()),
+    };
+    transfer(hub, name, &client, &infos, &downloads, &described, report)?;
+    link(&|_| true)?;
+    repo.remember(&name.revision, &listing.commit).map_err(cache)?;
     if !chosen.complete(&snapshot) {
         return Err(refused(name, "the repository lacks shards that its index names; it cannot be used"));
     }
@@ -113,6 +125,13 @@ pub(super) fn fetch(
         repo.note_meaning(&listing.commit, &chosen.files).map_err(cache)?;
     }
     Ok(chosen.source(&snapshot))
+}
+
+/// Says of which files nobody will know whether their bytes are the right ones.
+fn warn_of_no_sums(infos: &[FileInfo]) {
+    for info in infos.iter().filter(|info| Sum::of(&info.etag).is_none()) {
+        tracing::warn!(file = info.name, "the hub tells no sum of this file; its length is all that is checked");
+    }
 }
 
 /// Deletes what the cache has of these files with other bytes than their sums promise.
@@ -186,12 +205,14 @@ fn downloads(repo: &Repo, infos: &[FileInfo]) -> Vec<Download> {
     list
 }
 
+/// Brings the files that say what the model is, and the weights only if `described` finds that it can be served.
 fn transfer(
     hub: &Hub,
     name: &HubName,
     client: &Client<'_>,
     infos: &[FileInfo],
     downloads: &[Download],
+    described: &dyn Fn() -> Result<(), CheckpointError>,
     report: &(dyn Fn(&Progress) + Sync),
 ) -> Result<(), CheckpointError> {
     let partial: u64 =
@@ -201,15 +222,6 @@ fn transfer(
     let needed = missing.saturating_sub(partial);
     // Before anything is written, or listed piece by piece: a size is what somebody says.
     check_space(hub, name, needed)?;
-    let mut queue = VecDeque::new();
-    for (index, download) in downloads.iter().enumerate() {
-        let missing = held(&download.journal).as_ref().map(Journal::missing).unwrap_or_default();
-        queue.extend(missing.into_iter().map(|(start, end)| (index, start, end)));
-    }
-    for download in downloads {
-        let begun = held(&download.journal).as_mut().map_or(Ok(()), Journal::begin);
-        begun.map_err(|error| on_disk(name, &download.blob, &error))?;
-    }
     let meter = Meter {
         report,
         done: AtomicU64::new(total.saturating_sub(needed)),
@@ -220,23 +232,16 @@ fn transfer(
     };
     meter.say(Phase::Transfer);
     let stop = AtomicBool::new(false);
-    let shared = Shared { client, name, downloads, queue: Mutex::new(queue), failed: Mutex::new(None), stop, meter };
-    // Files that were complete but for their last step (or are empty) have no piece to set it off.
-    for download in downloads {
-        shared.conclude(download)?;
+    let (queue, failed) = (Mutex::new(VecDeque::new()), Mutex::new(None));
+    let shared = Shared { client, name, downloads, queue, failed, stop, meter };
+    let weights = |download: &Download| select::is_weights(&download.info.name);
+    shared.bring(|download| !weights(download))?;
+    if downloads.iter().any(weights) {
+        described()?;
+        shared.bring(weights)?;
     }
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| shared.work());
-        }
-    });
-    match held(&shared.failed).take() {
-        Some(error) => Err(error),
-        None => {
-            shared.meter.say(Phase::Done);
-            Ok(())
-        }
-    }
+    shared.meter.say(Phase::Done);
+    Ok(())
 }
 
 /// Refuses a download that the disk cannot hold.
@@ -261,6 +266,25 @@ fn check_space(hub: &Hub, name: &HubName, needed: u64) -> Result<(), CheckpointE
 }
 
 impl Shared<'_> {
+    /// Brings some of the files.
+    fn bring(&self, wanted: impl Fn(&Download) -> bool) -> Result<(), CheckpointError> {
+        for (index, download) in self.downloads.iter().enumerate().filter(|(_, download)| wanted(download)) {
+            let mut journal = held(&download.journal);
+            let Some(begun) = journal.as_mut() else { continue };
+            begun.begin().map_err(|error| on_disk(self.name, &download.blob, &error))?;
+            held(&self.queue).extend(begun.missing().into_iter().map(|(start, end)| (index, start, end)));
+            drop(journal);
+            // A file that was complete but for its last step (or is empty) has no piece to set it off.
+            self.conclude(download)?;
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS {
+                scope.spawn(|| self.work());
+            }
+        });
+        held(&self.failed).take().map_or(Ok(()), Err)
+    }
+
     /// Takes pieces until none are left or something went wrong.
     fn work(&self) {
         while !self.stop.load(Ordering::Relaxed) {
@@ -340,20 +364,34 @@ impl Shared<'_> {
     }
 }
 
-/// Whether a file's bytes have the sum that its etag is: SHA-256 for large files, git's SHA-1 for small ones. Etags of other
-/// forms say nothing about the bytes.
-fn agrees(path: &Path, etag: &str, size: u64) -> std::io::Result<bool> {
-    if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(true);
-    }
-    match etag.len() {
-        64 => Ok(sum(path, sha2::Sha256::new())?.eq_ignore_ascii_case(etag)),
-        40 => {
-            let head = format!("blob {size}\0");
-            Ok(sum(path, sha1::Sha1::new().chain_update(head))?.eq_ignore_ascii_case(etag))
+/// The sums that an etag can be.
+enum Sum {
+    /// SHA-256 of a large file's bytes.
+    Sha256,
+    /// Git's SHA-1 of a small file.
+    Git,
+}
+
+impl Sum {
+    /// `None` for etags of other forms, which say nothing about the bytes.
+    fn of(etag: &str) -> Option<Sum> {
+        match etag.len() {
+            _ if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => None,
+            64 => Some(Sum::Sha256),
+            40 => Some(Sum::Git),
+            _ => None,
         }
-        _ => Ok(true),
     }
+}
+
+/// Whether a file's bytes have the sum that its etag is, as far as that can be told.
+fn agrees(path: &Path, etag: &str, size: u64) -> std::io::Result<bool> {
+    let found = match Sum::of(etag) {
+        None => return Ok(true),
+        Some(Sum::Sha256) => sum(path, sha2::Sha256::new())?,
+        Some(Sum::Git) => sum(path, sha1::Sha1::new().chain_update(format!("blob {size}\0")))?,
+    };
+    Ok(found.eq_ignore_ascii_case(etag))
 }
 
 fn sum(path: &Path, mut state: impl Digest) -> std::io::Result<String> {

@@ -65,16 +65,23 @@ pub fn run(arguments: Arguments) -> Result<(), CliError> {
             Some(_) => None,
             None => Some(signals.or(move || wire::open(&config)).await.map_err(|_| CliError::Interrupted)??),
         };
-        let target = match (&arguments.url, &house) {
-            (Some(url), _) => Target::server(url).await?,
-            (None, Some(house)) => Target::engine(house),
-            (None, None) => return Err(CliError::EngineStopped),
+        // All that may take long, a server that never answers included, is waited for beside the signals.
+        let measured = async {
+            let target = match (&arguments.url, &house) {
+                (Some(url), _) => Target::server(url).await?,
+                (None, Some(house)) => Target::engine(house),
+                (None, None) => return Err(CliError::EngineStopped),
+            };
+            ask(&arguments, &Arc::new(target), most).await
         };
-        let target = Arc::new(target);
-        tokio::select! {
-            done = ask(&arguments, &target, most) => done,
+        let result = tokio::select! {
+            done = measured => done,
             _ = signals.next() => Err(CliError::Interrupted),
+        };
+        if let Some(house) = house {
+            house.leave();
         }
+        result
     })
 }
 

@@ -86,30 +86,28 @@ impl Coarse {
         };
         let mut scales = Aligned::zeroed(panels * panel_scales(inputs));
         let to_scales = Shared::new(&mut scales);
-        /// # Safety
-        /// One call for each part.
-        unsafe fn part<'a, T>(all: Shared<T>, index: usize, length: usize) -> &'a mut [T] {
-            // SAFETY: the caller's promise; every part lies inside.
-            unsafe { std::slice::from_raw_parts_mut(all.get().add(index * length), length) }
-        }
+        let (panel_words, panel_scales) = (panel_words(inputs), panel_scales(inputs));
         match &mut numbers {
             Numbers::Words(words) => {
                 let words = Shared::new(words);
                 cpu.pool().run(panels, |index| {
                     // SAFETY: each panel is written by one call.
                     let (words, scales) = unsafe {
-                        (part(words, index, panel_words(inputs)), part(to_scales, index, panel_scales(inputs)))
+                        (
+                            words.part(index * panel_words, panel_words),
+                            to_scales.part(index * panel_scales, panel_scales),
+                        )
                     };
                     fill(index, &mut Panel { numbers: PanelNumbers::Words(words), scales });
                 })?;
             }
             Numbers::Steps(steps, records) => {
                 let (steps, records) = (*steps, Shared::new(records));
+                let panel = inputs / STRIP * steps.record();
                 cpu.pool().run(panels, |index| {
                     // SAFETY: as above.
                     let (records, scales) = unsafe {
-                        let records = part(records, index, inputs / STRIP * steps.record());
-                        (records, part(to_scales, index, panel_scales(inputs)))
+                        (records.part(index * panel, panel), to_scales.part(index * panel_scales, panel_scales))
                     };
                     fill(index, &mut Panel { numbers: PanelNumbers::Steps(steps, records), scales });
                 })?;

@@ -29,6 +29,7 @@ impl Experts {
         KernelError::expect("down matrices of the experts", gate_up.len(), down.len())?;
         KernelError::below("no expert", 0, gate_up.len())?;
         let (hidden, inner) = (gate_up[0].inputs(), gate_up[0].outputs());
+        KernelError::below("inner width of the experts", 0, inner)?;
         let (first, last) = (&gate_up[0], &down[0]);
         for (gate_up, down) in gate_up.iter().zip(&down) {
             let gated = usize::from(gate_up.columns() == Columns::Gated && down.columns() == Columns::Plain);
@@ -157,7 +158,7 @@ impl FirstHalf<'_> {
         let (rows, to) = unsafe {
             (
                 std::slice::from_raw_parts(self.rows.get().add(start * n), count * n),
-                std::slice::from_raw_parts_mut(self.to.get().add(start * width), count * width),
+                self.to.part(start * width, count * width),
             )
         };
         self.second.pack(count, n, |row| &rows[row * n..][..n], to);
@@ -265,7 +266,7 @@ impl Cpu {
             let columns = width.min(hidden - first);
             for row in 0..rows {
                 // SAFETY: this call owns columns `first .. first + columns` of every row.
-                let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * hidden + first), columns) };
+                let out = unsafe { to.part(row * hidden + first, columns) };
                 out.fill(0.0);
                 for slot in row * routing.top_k..(row + 1) * routing.top_k {
                     let weight = routing.weights[slot];

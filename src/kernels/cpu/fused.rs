@@ -33,6 +33,19 @@ pub struct LayerEnd<'a> {
 }
 
 impl Cpu {
+    /// Root-mean-square norm of each row of `x[rows, width]`: `x · (mean(x²) + eps)^(−½)`, times `weight[width]` where
+    /// given (as stored, no offset).
+    pub fn rms_norm(
+        &self,
+        x: &[f32],
+        width: usize,
+        weight: NormWeight<'_>,
+        eps: f32,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        self.rms_norms(x, width, [weight], eps, [out])
+    }
+
     /// Several norms of the same rows `x[rows, width]`, that differ in their weights: one output each.
     pub fn rms_norms<const N: usize>(
         &self,
@@ -54,7 +67,7 @@ impl Cpu {
             let factor = path.run(Factor { x, eps });
             for (weight, out) in weights.iter().zip(outs) {
                 // SAFETY: each row of each output is written by one call.
-                let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) };
+                let out = unsafe { out.part(row * width, width) };
                 path.run(Scale { x, factor, weight: *weight, out });
             }
         })
@@ -80,7 +93,7 @@ impl Cpu {
             let x = &x[part.clone()];
             let factor = path.run(Factor { x, eps });
             // SAFETY: each row is written by one call.
-            let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(part.start), width) };
+            let out = unsafe { to.part(part.start, width) };
             path.run(AddScaled { stream: &stream[part], x, factor, weight, scalar: 1.0, out });
         })
     }
@@ -101,7 +114,7 @@ impl Cpu {
         each_row(self, rows, width * 4, |row| {
             let part = row * width..(row + 1) * width;
             // SAFETY: each row is written by one call.
-            let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(part.start), width) };
+            let out = unsafe { to.part(part.start, width) };
             let dense = &end.dense[part.clone()];
             match end.mixture {
                 None => out.copy_from_slice(dense),
@@ -144,7 +157,7 @@ impl Cpu {
         each_row(self, rows, width * 3, |row| {
             let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
             // SAFETY: each row is written by one call.
-            let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * width), width) };
+            let out = unsafe { to.part(row * width, width) };
             let heads = x[row * width..][..width].chunks_exact(head_dim);
             for (x, out) in heads.zip(out.chunks_exact_mut(head_dim)) {
                 let factor = path.run(Factor { x, eps });
@@ -166,7 +179,7 @@ impl Cpu {
         // Taking a number out of its block costs several times what adding it does.
         each_row(self, tokens.len(), width * 8, |row| {
             // SAFETY: each row is written by one call.
-            let out = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * width), width) };
+            let out = unsafe { to.part(row * width, width) };
             table.row(tokens[row] as usize, out).expect("token and width were checked");
             out.iter_mut().for_each(|x| *x *= scale);
         })

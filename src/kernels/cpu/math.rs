@@ -42,7 +42,8 @@ pub(super) fn gelu<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
-/// `cap·tanh(x / cap)`, as `cap − 2·cap/(e^(2x/cap) + 1)`: exact to some 1e-7·cap.
+/// `cap·tanh(x / cap)`, as `cap − 2·cap/(e^(2x/cap) + 1)`: exact to some 1e-7·cap, for which `model` bounds
+/// the cap.
 #[inline(always)]
 pub(super) fn softcap<S: Simd>(s: S, x: S::V, cap: f32) -> S::V {
     let e = exp(s, s.mul(x, s.splat(2.0 / cap)));

@@ -192,4 +192,13 @@ impl<T> Shared<T> {
     pub(super) fn get(self) -> *mut T {
         self.0
     }
+
+    /// The places `from .. from + length`, as one thread's own.
+    ///
+    /// # Safety
+    /// They lie inside the slice, which outlives the result, and nobody else touches them meanwhile.
+    pub(super) unsafe fn part<'a>(self, from: usize, length: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), length) }
+    }
 }

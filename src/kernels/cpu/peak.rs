@@ -26,8 +26,17 @@ pub struct Peak {
 /// Rounds per try, and tries of which the best counts: other programs can only slow them down.
 const ROUNDS: usize = 200_000;
 const TRIES: usize = 5;
-/// Bytes read per thread and try: more than the caches hold.
-const READ: usize = 96 << 20;
+/// Bytes read per try, all threads together: more than the caches hold. Nobody has asked what memory is free yet, so it
+/// does not grow with the threads.
+const READ: usize = 1 << 30;
+/// Bytes of one thread's share: at least more than its own caches hold, at most what is enough to measure.
+const LEAST: usize = 4 << 20;
+const MOST: usize = 96 << 20;
+
+/// Bytes that each of so many threads reads: whole pages.
+fn share(threads: usize) -> usize {
+    (READ / threads.max(1)).clamp(LEAST, MOST) & !0xfff
+}
 
 impl Cpu {
     /// Measures for some tenths of a second.
@@ -35,9 +44,10 @@ impl Cpu {
         let threads = self.threads();
         let path = self.checked();
         let lanes = path.run(Lanes);
+        let share = share(threads);
         let buffers: Vec<Aligned<f32>> = (0..threads)
             .map(|_| {
-                let mut buffer = Aligned::zeroed(READ / 4);
+                let mut buffer = Aligned::zeroed(share / size_of::<f32>());
                 // Pages that were never written all lie on one.
                 buffer.iter_mut().step_by(1024).for_each(|x| *x = 1.0);
                 buffer
@@ -54,7 +64,7 @@ impl Cpu {
             let seconds = self.time(|thread| {
                 black_box(sum(path, &buffers[thread]));
             });
-            read = read.max((threads * READ) as f64 / seconds);
+            read = read.max((threads * share) as f64 / seconds);
             let rate = |operations: usize, seconds: f64| (threads * operations) as f64 / seconds;
             if let Some(pairs) = pairs {
                 let seconds = self.time(|_| pairs.spin(ROUNDS));
@@ -120,5 +130,21 @@ impl Task for Sum<'_> {
             }
         }
         sums.into_iter().fold(0.0, |total, sum| total + s.sum(sum))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_threads_share_what_few_take() {
+        for few in 1..=10 {
+            assert_eq!(share(few), MOST);
+        }
+        for many in 11..=256 {
+            assert!(share(many) * many <= READ && share(many) >= LEAST, "{many} threads");
+        }
+        assert_eq!(share(1024), LEAST);
     }
 }

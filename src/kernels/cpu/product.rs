@@ -83,8 +83,7 @@ impl Cpu {
             for index in index * group..blocks.min((index + 1) * group) {
                 let block = row_block(rows, most, index);
                 // SAFETY: blocks are disjoint ranges of rows.
-                let to =
-                    unsafe { std::slice::from_raw_parts_mut(to.get().add(block.start * width), block.len() * width) };
+                let to = unsafe { to.part(block.start * width, block.len() * width) };
                 operand.pack_block(block, k, |row| &x[row * k..][..k], to);
             }
         })

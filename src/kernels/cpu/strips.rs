@@ -91,6 +91,14 @@ impl Form {
         self.numbers() + if self.minimum == Minimum::None { scales } else { 2 * scales }
     }
 
+    /// Halves of super-blocks in a panel of so many inputs.
+    fn supers(self, inputs: usize) -> usize {
+        match self.scale {
+            Scale::Half => 0,
+            Scale::Nested => inputs / SUPER * SUPERS,
+        }
+    }
+
     /// Where number `i` of a strip's column lies: byte and shift of its low bits, then of its high bits.
     fn place(self, lane: usize, i: usize) -> ((usize, usize), (usize, usize)) {
         let (unit, byte) = (i / 4, i % 4);
@@ -182,12 +190,14 @@ impl Strips {
     pub(super) fn zeroed(element: ElementType, panels: usize, inputs: usize) -> Option<Strips> {
         let form = Form::of(element)?;
         let strips = inputs / STRIP;
-        let supers = match form.scale {
-            Scale::Half => 0,
-            Scale::Nested => panels * (inputs / SUPER) * SUPERS,
-        };
-        let records = Aligned::zeroed(panels * strips * form.record());
-        Some(Strips { form, strips, records, supers: Aligned::zeroed(supers) })
+        let (records, supers) = (panels * strips * form.record(), panels * form.supers(inputs));
+        Some(Strips { form, strips, records: Aligned::zeroed(records), supers: Aligned::zeroed(supers) })
+    }
+
+    /// Bytes that so many panels of so many inputs hold. `None` for formats without blocks.
+    pub(super) fn bytes_of(element: ElementType, panels: usize, inputs: usize) -> Option<usize> {
+        let form = Form::of(element)?;
+        Some(panels * (inputs / STRIP * form.record() + size_of::<u16>() * form.supers(inputs)))
     }
 
     /// Bytes held.
@@ -202,8 +212,7 @@ impl Strips {
 
     /// Bytes of records and halves of super-blocks per panel.
     pub(super) fn panel_lengths(&self) -> (usize, usize) {
-        let supers = if self.form.scale == Scale::Half { 0 } else { self.strips * STRIP / SUPER * SUPERS };
-        (self.strips * self.form.record(), supers)
+        (self.strips * self.form.record(), self.form.supers(self.strips * STRIP))
     }
 
     /// Writes one column's stored row into its panel.

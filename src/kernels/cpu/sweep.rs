@@ -225,6 +225,9 @@ impl Cpu {
         if let Some(soft) = &soft {
             KernelError::expect("soft embeddings", hidden.len(), soft.len())?;
         }
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
         let panels = sweep.tile.div_ceil(PANEL).clamp(1, table.panels().min(MOST_PANELS));
         let job = Job {
             path: self.checked(),
@@ -246,9 +249,7 @@ impl Cpu {
         self.pool().run(rows.div_ceil(group), |index| {
             let rows = row_block(rows, group, index);
             // SAFETY: each call has rows of its own.
-            let soft = soft.map(|soft| unsafe {
-                std::slice::from_raw_parts_mut(soft.get().add(rows.start * width), rows.len() * width)
-            });
+            let soft = soft.map(|soft| unsafe { soft.part(rows.start * width, rows.len() * width) });
             let statistics = job.run(rows, soft);
             // SAFETY: each call has an entry of its own.
             unsafe { *to.get().add(index) = statistics };

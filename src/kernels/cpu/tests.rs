@@ -97,9 +97,49 @@ fn a_path_can_be_forced_and_named() {
     for path in Path::ALL {
         assert_eq!(path.name(), format!("{path:?}").to_lowercase());
         match Cpu::new(1, Some(path)) {
-            Ok(cpu) => assert_eq!(cpu.path(), path),
-            Err(error) => assert_eq!(error, crate::KernelError::Unsupported(path)),
+            Ok(cpu) => assert!(cpu.path() == path && path.supported()),
+            Err(error) => assert!(error == crate::KernelError::Unsupported(path) && !path.supported()),
         }
     }
-    assert!(Cpu::new(1, None).unwrap().path() >= Path::Portable);
+    let best = Path::ALL.into_iter().filter(|path| path.supported()).max();
+    assert_eq!(Some(Path::detect()), best);
+    assert_eq!(Cpu::new(1, None).unwrap().path(), Path::detect());
+}
+
+#[test]
+fn no_rows_are_no_work_for_any_operation() {
+    let mut numbers = Numbers::new(21);
+    for cpu in cpus(1).into_iter().chain(cpus(2)).chain(precision::rounding(2)) {
+        let table = plain(&cpu, 40, 16, &numbers.vector(40 * 16));
+        let gate_up = gated(&cpu, 8, 16, &numbers.vector(8 * 16), &numbers.vector(8 * 16));
+        let layer = Experts::new(vec![gate_up], vec![plain(&cpu, 16, 8, &numbers.vector(16 * 8))]).unwrap();
+        cpu.matmul(&[], &table, &mut []).unwrap();
+        cpu.embed(&table, &[], 1.0, &mut []).unwrap();
+        cpu.experts(&[], Routing { experts: &[], weights: &[], top_k: 1 }, &layer, &mut []).unwrap();
+
+        let weight = [1.0; 16];
+        cpu.rms_norm(&[], 16, Some(&weight), 1e-6, &mut []).unwrap();
+        cpu.rms_norms(&[], 16, [None, Some(&weight)], 1e-6, [&mut [], &mut []]).unwrap();
+        cpu.add_norm(&[], &[], &weight, 1e-6, &mut []).unwrap();
+        cpu.norm_rope(&[], 16, None, 1e-6, (&[], &[]), &mut []).unwrap();
+        let mixture = Some((&[][..], &weight[..], &weight[..]));
+        let scalars = (1.0, 1.0);
+        let end = LayerEnd { stream: &[], dense: &[], mixture, weight: &weight, eps: 1e-6, scalars, split: 0 };
+        cpu.layer_end(end, &mut []).unwrap();
+
+        let mut pool = KvPool::new(KvElement::Bf16, 1, 1, 16);
+        let write = KvWrite { row: 0, rows: 0, position: 0, pages: &[0], from: 0 };
+        cpu.write(&mut pool, &[], &[], &[write]).unwrap();
+        let span = Span { row: 0, rows: 0, sight: Sight::Denoise, prefix: 0, pages: &[0], from: 0 };
+        for spans in [&[][..], &[span]] {
+            cpu.attend(Attention { heads: 2, window: None, spans }, &[], &[], &[], &pool, &mut []).unwrap();
+        }
+
+        let head = Head { rows: 0, temperature: 1.0, draw: Draw::Argmax, uniforms: &[], bias: &[], top_k: 1 };
+        for heads in [&[][..], &[head]] {
+            let sweep = Sweep { softcap: None, tile: 32, negligible: 28.0, heads, watch: None, times: None };
+            assert_eq!(cpu.sweep(&[], &table, &sweep, Some(&mut [])), Ok(vec![]));
+            assert_eq!(cpu.sweep_from(&[], &table, &sweep, &[], None), Ok(vec![]));
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Conversations to prompts.
 
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::fixtures::{FAMILY, PLAIN, chat, ids, renderings, text_with, user};
-use crate::prompt::{Chat, Fault, Message, Opening, PromptError, Role, Thinking};
+use crate::prompt::{Chat, Fault, Message, Opening, PromptError, Role, Thinking, ToolCall};
 
 #[test]
 fn conversations_render_and_tokenise_as_the_reference_does() {
@@ -195,4 +195,30 @@ fn variables_a_template_reads_are_known() {
     let text = text_with(FAMILY);
     assert!(text.reads("enable_thinking") && text.reads("tools") && text.reads("empty_thought"));
     assert!(!text.reads("thinking_budget") && !text.reads("tool_call_i"));
+    // What is no name is none, though it stands in the source.
+    let plain = text_with(PLAIN);
+    assert!(plain.reads("messages") && plain.reads("m") && plain.reads("add_generation_prompt"));
+    assert!(!plain.reads("m['role']") && !plain.reads("in messages") && !plain.reads("") && !plain.reads("message"));
+}
+
+#[test]
+fn a_result_carries_the_name_of_the_tool_that_its_call_went_to() {
+    let text = text_with("{% for m in messages %}{{ m.name }}{% if m.tool_calls or tools %}{% endif %};{% endfor %}");
+    let call = |id: &str, name: &str| ToolCall { id: id.to_owned(), name: name.to_owned(), arguments: Map::new() };
+    let calls = |tool_calls| Message { tool_calls, ..Message::new(Role::Assistant, "") };
+    let result = |id: &str| Message { tool_call_id: Some(id.to_owned()), ..Message::new(Role::Tool, "r") };
+    let named = Message { name: Some("given".to_owned()), ..result("1") };
+    let messages = vec![
+        result("1"),
+        calls(vec![call("1", "first"), call("2", "second"), call("2", "third")]),
+        result("1"),
+        result("2"),
+        named,
+        calls(vec![call("1", "fourth")]),
+        result("1"),
+        result("3"),
+    ];
+    let rendered = text.render_text(&Chat { messages, ..Chat::default() }).unwrap();
+    let names: Vec<&str> = rendered.split(';').collect();
+    assert_eq!(names, ["", "", "first", "third", "given", "", "fourth", "", ""]);
 }

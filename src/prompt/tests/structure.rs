@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::calling::weather;
 use super::fixtures::{ids, plain};
 use crate::prompt::{CalledTool, Form, Instead, Opening};
-use crate::scheduler::Structure;
+use crate::scheduler::{Structure, StructureError};
 
 const PERSON: &str = r#"{"name": "Anna", "age": 30}"#;
 
@@ -16,30 +17,30 @@ fn person() -> Form {
     )
 }
 
-fn structure(form: Form, instead: Instead) -> Box<dyn Structure> {
+pub(super) fn structure(form: Form, instead: Instead) -> Box<dyn Structure> {
     plain().blueprint(form, instead).expect("the schema is understood").structure(Opening::Content)
 }
 
-fn fits(structure: &mut dyn Structure, text: &str) -> (usize, usize) {
+pub(super) fn fits(structure: &mut dyn Structure, text: &str) -> (usize, usize) {
     let ids = ids(text);
     (structure.fits(&ids).expect("it can be followed"), ids.len())
 }
 
 #[track_caller]
-fn fit(structure: &mut dyn Structure, text: &str) {
+pub(super) fn fit(structure: &mut dyn Structure, text: &str) {
     let (fit, length) = fits(structure, text);
     assert_eq!(fit, length, "{text:?}");
 }
 
 /// Asserts that the text fits up to there, and no further.
 #[track_caller]
-fn fits_to(structure: &mut dyn Structure, good: &str, rest: &str) {
+pub(super) fn fits_to(structure: &mut dyn Structure, good: &str, rest: &str) {
     let (fit, length) = fits(structure, &format!("{good}{rest}"));
     assert_eq!((fit, fit < length), (ids(good).len(), true), "{good:?} {rest:?}");
 }
 
 /// What is put behind this text when nothing is proposed, as text.
-fn mend(structure: &mut dyn Structure, before: &str, proposed: &str) -> String {
+pub(super) fn mend(structure: &mut dyn Structure, before: &str, proposed: &str) -> String {
     let mended = structure.mend(&ids(before), &mut ids(proposed).into_iter()).expect("something may follow");
     plain().decode(&mended)
 }
@@ -87,137 +88,109 @@ fn a_thought_before_the_content_is_free() {
     fits_to(&mut *person, r#"{"name": "#, "<|channel>");
 }
 
-#[test]
-fn a_call_may_take_the_contents_place_where_tools_are_offered() {
-    let call = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|><|tool_response>";
-    fit(&mut *structure(person(), Instead::Calls), call);
-    fits_to(&mut *structure(person(), Instead::Nothing), "", call);
-    fits_to(&mut *structure(person(), Instead::Calls), r#"{"name": "#, call);
+const CALL: &str = "<|tool_call>call:weather{city:<|\"|>Paris<|\"|>}<tool_call|>";
+
+/// A tool to be called as in [`CALL`].
+fn weather_tool() -> CalledTool {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    CalledTool { name: "weather".to_owned(), parameters }
 }
 
-fn weather(parameters: Value) -> Form {
-    Form::Call(vec![CalledTool { name: "weather".to_owned(), parameters }])
-}
-
-/// Whether a call with these arguments is one that the tool's parameters allow; there are no spaces in it.
-fn may_be_called(parameters: &Value, arguments: &str) -> bool {
-    let mut call = structure(weather(parameters.clone()), Instead::Nothing);
-    let (fit, length) = fits(&mut *call, &format!("<|tool_call>call:weather{arguments}<tool_call|><|tool_response>"));
-    fit == length
+fn person_or_calls() -> Box<dyn Structure> {
+    structure(person(), Instead::Calls(vec![weather_tool()]))
 }
 
 #[test]
-fn a_call_that_must_be_made_is_put_down_as_far_as_it_is_certain() {
-    let city = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
-    let mut call = structure(weather(city), Instead::Nothing);
-    let opened = "<|tool_call>call:weather{city:<|\"|>";
-    assert_eq!(mend(&mut *call, "", "The capital"), opened);
-    fits_to(&mut *call, "", "The capital");
-    fits_to(&mut *call, "", "<turn|>");
-    fits_to(&mut *call, "<|tool_call>call:", "story");
-    fits_to(&mut *call, &format!("{opened}Paris"), "<turn|>");
-    assert_eq!(mend(&mut *call, &format!("{opened}Paris"), "<turn|><|\"|>"), "<|\"|>}<tool_call|>");
-    fit(&mut *call, &format!("{opened}Paris, or {{Rome}}<|\"|>}}<tool_call|><|tool_response>"));
-    // A thought before it is free, and so is what follows.
-    fit(
-        &mut *call,
-        &format!("<|channel>thought\nI call.\n<channel|>{opened}Paris<|\"|>}}<tool_call|>The capital<turn|>"),
+fn calls_may_take_the_contents_place_where_tools_are_offered() {
+    let mut either = person_or_calls();
+    for end in ["<|tool_response>", "<turn|>more"] {
+        fit(&mut *either, &format!("{CALL}{end}"));
+        fit(&mut *either, &format!("{CALL}{CALL}{end}"));
+        fit(&mut *either, &format!("{PERSON}{end}"));
+    }
+    fits_to(&mut *structure(person(), Instead::Nothing), "", CALL);
+    fits_to(&mut *either, r#"{"name": "#, CALL);
+    fits_to(&mut *either, PERSON, CALL);
+    // A call is one of the tools, as they are declared, and nothing follows it but further ones.
+    fits_to(&mut *either, "<|tool_call>", "weather Paris");
+    fits_to(&mut *either, "<|tool_call>call:", "story{}");
+    fits_to(&mut *either, "<|tool_call>call:weather{", "1");
+    for rest in ["The capital", "<|channel>", PERSON] {
+        fits_to(&mut *either, CALL, rest);
+    }
+    assert_eq!(mend(&mut *either, "", "The<|tool_call>{"), "<|tool_call>call:weather{city:<|\"|>");
+    assert_eq!(mend(&mut *either, CALL, "The capital<|tool_response>"), "<|tool_response>");
+    // Nobody is made to call.
+    assert_eq!(mend(&mut *either, "", "The capital"), r#"{"name": ""#);
+    for text in [format!("{CALL}{CALL}<|tool_response>"), format!("{PERSON}<turn|>")] {
+        let mut either = person_or_calls();
+        let ids = ids(&text);
+        for (at, &token) in ids.iter().enumerate() {
+            assert_eq!(either.fits(&ids[at..]).expect("followed"), ids.len() - at);
+            if at + 1 < ids.len() {
+                either.commit(&[token]).expect("it fits");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_call_ends_a_thought() {
+    let thought = "<|channel>thought\nI look.";
+    let called = format!("{thought}{CALL}");
+    let mut either = person_or_calls();
+    fit(&mut *either, &format!("{called}<|tool_response>"));
+    fits_to(&mut *either, &called, PERSON);
+    // Where one must be made, that is it; where none may be, it is foreign.
+    let must = || structure(Form::Call(vec![weather_tool()]), Instead::Nothing);
+    fit(&mut *must(), &format!("{called}<|tool_response>"));
+    fits_to(&mut *must(), &format!("{thought}<|tool_call>call:"), "story{}");
+    let mut call = must();
+    call.commit(&ids(&called)).expect("it fits");
+    fit(&mut *call, "<|tool_response>");
+    let mut nothing = structure(person(), Instead::Nothing);
+    fits_to(&mut *nothing, thought, CALL);
+    assert_eq!(mend(&mut *nothing, thought, "more"), "<channel|>");
+}
+
+/// What comes of it when nothing is proposed.
+#[track_caller]
+fn written(structure: &mut dyn Structure) -> String {
+    let mut text: Vec<u32> = Vec::new();
+    while !text.ends_with(&ids("<turn|>")) {
+        text.extend(structure.mend(&text, &mut std::iter::empty()).expect("something may follow"));
+        assert_eq!(structure.fits(&text), Ok(text.len()), "{:?}", plain().decode(&text));
+    }
+    plain().decode(&text)
+}
+
+#[test]
+fn text_that_must_stand_there_may_spell_control_tokens() {
+    let value = json!({"<eos>": ["<mask>", " <|image|>\n<|\"|>"], "<|tool_call>": "<pad>"});
+    let mut json = structure(Form::Schema(json!({"const": value})), Instead::Nothing);
+    let text = written(&mut *json);
+    let text = text.strip_suffix("<turn|>").expect("it ends");
+    assert_eq!(serde_json::from_str::<Value>(text).expect("JSON"), value);
+    let parameters = json!({"properties": {"<eos>": {"const": "<tool_call|><|\"|>"}}, "required": ["<eos>"]});
+    let mut call = structure(weather(parameters), Instead::Nothing);
+    assert_eq!(
+        written(&mut *call),
+        "<|tool_call>call:weather{<|\"|><eos><|\"|>:<|\"|><tool_call|><|\"|><|\"|>}<tool_call|><turn|>"
     );
-    // Canvas by canvas.
-    let ids = ids(&format!("{opened}Paris<|\"|>}}<tool_call|><|tool_response>"));
-    for (at, &token) in ids.iter().enumerate() {
-        assert_eq!(call.fits(&ids[at..]).expect("followed"), ids.len() - at);
-        call.commit(&[token]).expect("it fits");
-    }
 }
 
 #[test]
-fn the_arguments_of_a_call_are_of_the_types_that_its_tool_declares() {
-    let of = |schema: Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
-    for (schema, good, bad) in [
-        (json!({"type": "integer"}), vec!["0", "-12"], vec!["01", "-0", "1.5", "true", "<|\"|>1<|\"|>"]),
-        (json!({"type": "number"}), vec!["0", "-1.50e+3"], vec![".5", "x"]),
-        (json!({"type": "boolean"}), vec!["true", "false"], vec!["True", "null"]),
-        (
-            json!({"type": ["null", "string"]}),
-            vec!["null", "<|\"|><|\"|>", "<|\"|>a\nb<|\"|>"],
-            vec!["1", "a", "\"a\""],
-        ),
-        (json!({"enum": ["x y", 3, null]}), vec!["<|\"|>x y<|\"|>", "3", "null"], vec!["<|\"|>x<|\"|>", "4"]),
-        (
-            json!({"const": {"b": [1, "x"], "A": {}}}),
-            vec!["{A:{},b:[1,<|\"|>x<|\"|>]}"],
-            vec!["{b:[1,<|\"|>x<|\"|>],A:{}}"],
-        ),
-        (
-            json!({"type": "array", "items": {"type": "integer"}}),
-            vec!["[]", "[1]", "[1,2]"],
-            vec!["[1,]", "[true]", "1"],
-        ),
-        (json!({"anyOf": [{"type": "integer"}, {"type": "array"}]}), vec!["1", "[1,{a:[]}]"], vec!["true"]),
-        (json!({}), vec!["1", "{}", "{x:1,y_z:{a:<|\"|>{<|\"|>}}", "[true,null]"], vec!["", "x", "{1:2}"]),
-    ] {
-        let parameters = of(schema);
-        for value in good {
-            assert!(may_be_called(&parameters, &format!("{{a:{value}}}")), "{parameters} {value}");
-        }
-        for value in bad {
-            assert!(!may_be_called(&parameters, &format!("{{a:{value}}}")), "{parameters} {value}");
-        }
-    }
-}
-
-#[test]
-fn the_keys_of_a_call_are_those_that_its_tool_declares_in_alphabetical_order() {
-    let any = json!({});
-    for arguments in ["{}", "{a:1}", "{a:1,b:<|\"|>x<|\"|>}"] {
-        assert!(may_be_called(&any, arguments), "{arguments}");
-    }
-    let integer = json!({"type": "integer"});
-    let parameters = json!({
-        "properties": {"b": integer, "C": integer, "a b": integer, "a": integer, "": integer},
-        "required": ["C", "z"],
-    });
-    for good in ["{C:1,z:2}", "{a:0,C:1,z:<|\"|>x<|\"|>}", "{<|\"|><|\"|>:1,a:2,<|\"|>a b<|\"|>:3,b:4,C:5,z:[]}"] {
-        assert!(may_be_called(&parameters, good), "{good}");
-    }
-    for bad in ["{}", "{C:1}", "{C:1,}", "{,C:1,z:2}", "{C:1,b:2,z:3}", "{C:1,z:2,q:3}", "{C:1,C:1,z:2}", "{C: 1,z:2}"]
-    {
-        assert!(!may_be_called(&parameters, bad), "{bad}");
-    }
-    let tree = json!({
-        "properties": {"tree": {"$ref": "#/$defs/tree"}},
-        "required": ["tree"],
-        "$defs": {"tree": {"properties": {"leaf": integer, "twigs": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}},
-    });
-    assert!(may_be_called(&tree, "{tree:{leaf:1,twigs:[{},{twigs:[{leaf:2}]}]}}"));
-    assert!(!may_be_called(&tree, "{tree:{leaf:1,twigs:[{leaf:{}}]}}"));
-}
-
-#[test]
-fn references_may_be_a_long_chain_or_a_circle() {
-    let chain = |links: usize| {
-        let mut definitions = serde_json::Map::new();
-        for link in 0..links {
-            definitions.insert(format!("d{link}"), json!({"$ref": format!("#/$defs/d{}", link + 1)}));
-        }
-        definitions.insert(format!("d{links}"), json!({"type": "integer"}));
-        json!({"properties": {"a": {"$ref": "#/$defs/d0"}}, "required": ["a"], "$defs": definitions})
-    };
-    let understood = |form| plain().blueprint(form, Instead::Nothing).map(drop);
-    // As long as is let through: what is done with it must not run out of stack. Longer ones are refused.
-    for form in [weather(chain(2_400)), Form::Schema(chain(2_400))] {
-        if let Err(error) = understood(form) {
-            assert!(!error.to_string().contains("levels"), "{error}");
-        }
-    }
-    for form in [weather(chain(30_000)), Form::Schema(chain(30_000))] {
-        assert!(understood(form).expect_err("too long").to_string().contains("levels"));
-    }
-    let circle = json!({
-        "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], "$defs": {"a": {"$ref": "#/$defs/a"}},
-    });
-    assert!(may_be_called(&circle, "{a:{b:1}}"));
+fn a_token_that_the_tokeniser_does_not_know_stands_nowhere() {
+    let beyond = 1 << 20;
+    let mut person = structure(person(), Instead::Nothing);
+    let opened = ids(r#"{"name": ""#);
+    let with_beyond: Vec<u32> = opened.iter().copied().chain([beyond]).collect();
+    assert_eq!(person.fits(&with_beyond), Ok(opened.len()));
+    let mended = person.mend(&opened, &mut [beyond, ids("Anna")[0]].into_iter()).expect("something may follow");
+    assert_eq!(mended[0], ids("Anna")[0]);
+    fit(&mut *person, PERSON);
+    let mut call = structure(weather(json!({})), Instead::Nothing);
+    assert_eq!(call.fits(&[ids("<|tool_call>")[0], beyond]), Ok(1));
 }
 
 #[test]
@@ -266,6 +239,41 @@ fn a_schema_that_leads_in_circles_comes_to_an_end() {
     let mut tree = structure(Form::Schema(json!({"$ref": "#/$defs/node", "$defs": {"node": node}})), Instead::Nothing);
     fit(&mut *tree, r#"{"n": {"n": {"n": null}}}<turn|>"#);
     fits_to(&mut *tree, r#"{"n": {"n": null}"#, "<turn|>");
+}
+
+/// Mends 256 positions, in canvases of that many, something else being proposed each time.
+fn mended(rules: &Value, canvas: usize) -> Result<(), StructureError> {
+    let mut structure = structure(Form::Schema(rules.clone()), Instead::Nothing);
+    let mut text = Vec::new();
+    for position in 0..256 {
+        let mut proposed = (0..64).map(|rank| (position * 641 + rank * 89) % 3000 + 70);
+        text.extend(structure.mend(&text, &mut proposed)?);
+        if text.len() >= canvas {
+            structure.commit(&text)?;
+            text.clear();
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_schema_that_takes_too_much_work_is_given_up() {
+    for rules in [
+        json!({"type": "string", "format": "email"}),
+        json!({"type": "string", "format": "date-time"}),
+        json!({"type": "string", "format": "uri"}),
+        json!({"type": "string", "pattern": "^[A-Z][a-z]+( [A-Z][a-z]+){0,3}$"}),
+        json!({"type": "string", "minLength": 20, "maxLength": 2000}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": -123, "maximum": 987654}}),
+    ] {
+        assert_eq!(mended(&rules, usize::MAX), Ok(()), "{rules}");
+    }
+    // It must remember which of the last characters were vowels.
+    let hostile = json!({"type": "string", "pattern": "^.*[aeiou].{200}$"});
+    let error = mended(&hostile, usize::MAX).expect_err("too much work");
+    assert!(matches!(&error, StructureError::TooComplex(why) if why.contains("too long")), "{error}");
+    // What counts is the work on one canvas.
+    assert_eq!(mended(&hostile, 16), Ok(()));
 }
 
 /// Whether a value fits.

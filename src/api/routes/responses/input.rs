@@ -51,7 +51,7 @@ impl Turns {
             Some("function_call") => self.call(item, path),
             Some("function_call_output") => self.output(item, path),
             // Old thoughts are not shown to the model.
-            Some("reasoning") => Ok(()),
+            Some("reasoning") => refuse_strangers(&item, path, "reasoning", &["content"]),
             Some(_) => {
                 let message = "The type of an input item must be 'message', 'function_call' or 'function_call_output'.";
                 Err(ApiError::unsupported(format!("{path}.type"), message))
@@ -151,12 +151,12 @@ fn append(said: &mut prompt::Content, more: prompt::Content) {
 }
 
 /// The functions that the model may call.
-pub(super) fn tools(wire: &[FunctionTool]) -> Result<Toolbox, ApiError> {
+pub(super) fn tools(wire: Vec<FunctionTool>) -> Result<Toolbox, ApiError> {
     let mut tools = Toolbox::default();
-    for (index, tool) in wire.iter().enumerate() {
+    for (index, tool) in wire.into_iter().enumerate() {
         let path = format!("tools[{index}]");
         check_kind(tool.r#type.as_deref(), &path)?;
-        let FunctionTool { name, description, parameters, strict, .. } = tool.clone();
+        let FunctionTool { name, description, parameters, strict, .. } = tool;
         tools.add(Function { name, description, parameters, strict }, &path)?;
     }
     Ok(tools)

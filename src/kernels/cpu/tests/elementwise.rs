@@ -1,4 +1,4 @@
-//! Norms, rotation, activations and the exponential.
+//! Norms, activations and the exponential.
 
 use super::*;
 use crate::cpu::rows::GatedGelu;
@@ -23,29 +23,6 @@ fn rms_norm_is_the_formula() {
                 close(&out, &wanted, 2e-6);
             }
         }
-    }
-}
-
-#[test]
-fn rope_turns_pairs_and_leaves_zero_frequencies() {
-    let mut numbers = Numbers::new(2);
-    for cpu in cpus(2) {
-        let (rows, heads, half) = (9, 3, 8);
-        let x = numbers.vector(rows * heads * half * 2);
-        let positions: Vec<u32> = (0..rows as u32).map(|row| row * 37).collect();
-        let mut frequencies: Vec<f32> = (0..half).map(|j| 10000f32.powf(-(j as f32) / half as f32)).collect();
-        frequencies[half - 1] = 0.0;
-        let mut out = x.clone();
-        cpu.rope(&mut out, heads, &positions, &frequencies).unwrap();
-        for (h, (x, y)) in x.chunks(2 * half).zip(out.chunks(2 * half)).enumerate() {
-            for j in 0..half {
-                let angle = f64::from(positions[h / heads] as f32 * frequencies[j]);
-                let (a, b) = (f64::from(x[j]), f64::from(x[j + half]));
-                close(&[y[j]], &[a * angle.cos() - b * angle.sin()], 1e-6);
-                close(&[y[j + half]], &[b * angle.cos() + a * angle.sin()], 1e-6);
-            }
-        }
-        assert_eq!(out[half - 1], x[half - 1]);
     }
 }
 
@@ -95,5 +72,4 @@ fn wrong_lengths_are_errors() {
     let mut out = [0.0; 8];
     assert!(cpu.rms_norm(&[0.0; 7], 4, None, 1e-6, &mut out[..7]).is_err());
     assert!(cpu.rms_norm(&[0.0; 8], 4, Some(&[1.0; 3]), 1e-6, &mut out).is_err());
-    assert!(cpu.rope(&mut out, 1, &[0], &[1.0]).is_err());
 }

@@ -110,4 +110,6 @@ fn wrong_routing_is_an_error() {
     assert!(cpu.experts(&x, short, &packed, &mut out).is_err());
     assert!(Experts::new(vec![], vec![]).is_err());
     assert!(Experts::new(vec![plain(&cpu, 8, 16, &[0.0; 128])], vec![plain(&cpu, 16, 8, &[0.0; 128])]).is_err());
+    let no_width = Experts::new(vec![gated(&cpu, 0, 16, &[], &[])], vec![plain(&cpu, 16, 0, &[])]);
+    assert!(no_width.unwrap_err().to_string().contains("inner width"));
 }

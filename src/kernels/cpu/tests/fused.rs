@@ -7,6 +7,21 @@ fn norm(x: &[f32], weight: Option<&[f32]>) -> Vec<f64> {
     x.iter().enumerate().map(|(i, &x)| f64::from(x) * factor * weight.map_or(1.0, |w| f64::from(w[i]))).collect()
 }
 
+/// The rotation as it is defined, in place: with halves `x₁, x₂` of a head, pair j turns by `position · frequencies[j]`.
+fn turn(x: &mut [f32], heads: usize, positions: &[u32], frequencies: &[f32]) {
+    let half = frequencies.len();
+    for (row, position) in x.chunks_exact_mut(heads * 2 * half).zip(positions) {
+        for head in row.chunks_exact_mut(2 * half) {
+            for (j, frequency) in frequencies.iter().enumerate() {
+                let (sin, cos) = (*position as f32 * frequency).sin_cos();
+                let (a, b) = (head[j], head[j + half]);
+                head[j] = a * cos - b * sin;
+                head[j + half] = b * cos + a * sin;
+            }
+        }
+    }
+}
+
 #[test]
 fn several_norms_are_the_single_ones() {
     let mut numbers = Numbers::new(11);
@@ -101,15 +116,27 @@ fn normed_and_turned_heads_are_the_two_steps() {
             let x = numbers.vector(rows * heads * half * 2);
             let weight = numbers.vector(half * 2);
             let positions: Vec<u32> = (0..rows as u32).map(|row| 100 + row * 37).collect();
-            let frequencies: Vec<f32> = (0..half).map(|j| 10000f32.powf(-(j as f32) / half as f32)).collect();
+            let mut frequencies: Vec<f32> = (0..half).map(|j| 10000f32.powf(-(j as f32) / half as f32)).collect();
+            frequencies[half - 1] = 0.0;
             let angles = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| (p as f32 * f).sin_cos()));
             let (sin, cos): (Vec<f32>, Vec<f32>) = angles.unzip();
-            let mut wanted = vec![0.0; x.len()];
-            cpu.rms_norm(&x, half * 2, Some(&weight), 1e-6, &mut wanted).unwrap();
-            cpu.rope(&mut wanted, heads, &positions, &frequencies).unwrap();
+            let mut normed = vec![0.0; x.len()];
+            cpu.rms_norm(&x, half * 2, Some(&weight), 1e-6, &mut normed).unwrap();
+            let mut wanted = normed.clone();
+            turn(&mut wanted, heads, &positions, &frequencies);
             let mut out = vec![0.0; x.len()];
             cpu.norm_rope(&x, half * 2, Some(&weight), 1e-6, (&cos, &sin), &mut out).unwrap();
             assert_eq!(out, wanted);
+            for (h, (x, y)) in normed.chunks(2 * half).zip(out.chunks(2 * half)).enumerate() {
+                for j in 0..half {
+                    let angle = f64::from(positions[h / heads] as f32 * frequencies[j]);
+                    let (a, b) = (f64::from(x[j]), f64::from(x[j + half]));
+                    close(&[y[j]], &[a * angle.cos() - b * angle.sin()], 1e-6);
+                    close(&[y[j + half]], &[b * angle.cos() + a * angle.sin()], 1e-6);
+                }
+                // A pair of frequency zero stays as it is, to the bit.
+                same_bits(&[x[half - 1], x[2 * half - 1]], &[y[half - 1], y[2 * half - 1]]);
+            }
         }
     }
 }

@@ -93,6 +93,21 @@ fn check(element: ElementType, rows: usize, n: usize, k: usize, numbers: &mut Nu
     }
 }
 
+/// What a quantised matrix is planned to take where it is held value for value, and what it takes.
+#[test]
+fn strips_take_what_is_planned() {
+    let mut numbers = Numbers::new(56);
+    let cpu = Cpu::new(2, Some(Path::Portable)).unwrap();
+    for element in super::products::FORMATS.into_iter().filter(|element| element.block().0 > 1) {
+        let (n, k) = (37, 512);
+        let bytes = stored(element, n * k, &mut numbers);
+        let packed = PackedMatrix::plain(&cpu, n, k, Source { element, bytes: &bytes }, Packing::Compact).unwrap();
+        assert_eq!(packed.bytes(), PackedMatrix::strips_bytes(element, n, k), "{element:?}");
+    }
+    let (two, three) = (ElementType::Q2K, ElementType::Q3K);
+    assert_eq!((PackedMatrix::strips_bytes(two, 32, 256), PackedMatrix::strips_bytes(three, 32, 256)), (5248, 4736));
+}
+
 /// Bytes with coarse scales are another matrix, close to the stored one; rows and pieces of it are the same numbers
 /// that its products see, whatever computes them.
 #[test]
