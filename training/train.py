@@ -175,7 +175,8 @@ def conversation():
             break
     at, turns = list(range(len(clean))), [i for i, t in enumerate(clean) if t == TURN and i > 1]
     if turns and rng.random() < FAR:                             # as if much more had been said: full attention learns distances that no row has
-        cut, gap = rng.choice(turns), int(16 * (FARTHEST / 16) ** rng.random())
+        farthest = min(FARTHEST, net.c.max_position_embeddings - len(clean) - FULL)
+        cut, gap = rng.choice(turns), int(16 * (farthest / 16) ** rng.random())
         move = lambda p: p + gap * (p >= cut)
         at, blocks = [move(p) for p in at], [(move(p), *rest) for p, *rest in blocks]
     return s["task"], clean, at, blocks, len(reply)
