@@ -15,7 +15,7 @@ NAMES = dict(
     copy="repeating and reversing two to four words", count="counting up to 12, and down from 10", pick="the first or last word of a list",
     compare="the larger or smaller of two numbers", json="small JSON from facts", call="a tool call, when `get_weather`, `get_time` or `calculator` is offered",
     result="the answer after the tool's result", think="a thought in the thinking channel before the answer to a question, when thinking is on",
-    story="stories: short, plain and long (one to three canvases)", very_long_story="very long stories (five canvases), without a slip from the first word to the last", plain_story="going on with a story without a chat template",
+    story="stories: short, plain and long (one to three canvases)", very_long_story="very long stories (five canvases), right from the first word to the last", plain_story="going on with a story without a chat template",
     go_on="going on with a story that was cut off", poem="poems about an animal: a stanza, two, or a whole year (one to six canvases)", list="short lists",
     fact="24 definitions and five reasons", chat="who it is, how it works, small talk", hello="greetings, also by name", name="remembering a name from an earlier turn",
     follow='"And of Italy?" after a capital', dialogue="any of these at the end of a conversation of six to twelve turns", long_dialogue="any of these at the end of a conversation of 13 to 30 turns",

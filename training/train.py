@@ -39,6 +39,7 @@ A("--history", default="log.json", help="where the losses are written")
 A("--minutes", type=float, default=260, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--again", type=float, default=0, help="canvases of a second run that goes on where the first, of --canvases, ends: its learning rate is as high at first and falls once more")
+A("--blend", type=float, default=0.8, help="share of the second run's weights in those that are exported; the rest are those with which the first ended")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
 A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
@@ -52,6 +53,8 @@ A("--threads", type=int, default=1, help="per process; operations this small los
 A("--seed", type=int, default=0)
 A("--eager", action="store_true", help="do not compile")
 a = ap.parse_args()
+if a.again and not a.canvases:
+    ap.error("--again goes on where --canvases ends: give that too")
 
 torch.set_num_threads(a.threads)
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -257,6 +260,7 @@ def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
 
 
 opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
+first = None                                                     # the averaged weights with which the first run ended
 begun = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
 if os.path.exists(state_file):
     s = torch.load(state_file, map_location=dev, weights_only=False)
@@ -266,7 +270,7 @@ if os.path.exists(state_file):
         for n, p in P.items():
             p.copy_(s["weights"][n])
     opt.load(s["optimizer"])
-    ema, step, seen, before, log, begun = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"]
+    ema, step, seen, before, log, begun, first = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"], s["first"]
     rng.seed(a.seed + 1 + step + 1000003 * RANK)
     print("going on at step", step, "after", round(before), "s", flush=True)
 
@@ -301,11 +305,11 @@ def save():
         return
     wall = before + time.time() - t0
     now = {n: p.detach().clone() for n, p in P.items()}
-    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun), state_file + ".new")
+    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun, first=first), state_file + ".new")
     os.replace(state_file + ".new", state_file)
     with torch.no_grad():
         for n, p in P.items():
-            p.copy_(ema[n])
+            p.copy_(ema[n] if first is None else torch.lerp(first[n], ema[n], a.blend))
         demo.export(model, tok, a.out)
         for n, p in P.items():
             p.copy_(now[n])
@@ -322,6 +326,8 @@ hist, per_task, busy = [], {}, time.process_time()
 while True:
     wall = before + time.time() - t0
     second = a.again and seen >= a.canvases
+    if second and first is None:
+        first = {n: w.clone() for n, w in ema.items()}
     prog = (seen - a.canvases) / a.again if second else seen / a.canvases if a.canvases else wall / (a.minutes * 60)
     stop = prog >= 1 or time.time() - t0 > a.part * 60 or bool(asked)
     full = prog > a.full                                         # before the choice: no process may wait for a length nobody makes any more
