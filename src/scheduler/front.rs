@@ -423,6 +423,7 @@ fn check(job: &Job, limits: &Limits) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::super::job::{Choice, CommitGate, Verdict};
+    use super::super::settings::tests::limits;
     use super::*;
     use crate::diffusion::Sampler;
 
@@ -441,19 +442,8 @@ mod tests {
     }
 
     fn front(queue: usize) -> Front {
-        let limits = Limits {
-            canvas: 8,
-            vocabulary: 97,
-            context: 256,
-            window: 6,
-            page_tokens: 4,
-            full_page_bytes: 100,
-            sliding_page_bytes: 100,
-            slot_bytes: 10,
-            row_bytes: 1,
-        };
-        let settings = Settings { queue, kv_bytes: 100_000, ..Settings::default() };
-        Front::new(Budget::new(&limits, &settings).expect("fits"), &settings)
+        let settings = Settings { queue, ..Settings::default() };
+        Front::new(Budget::new(&limits(), &settings).expect("fits"), &settings)
     }
 
     /// The order of service follows from the order of arrival, so nobody comes in between.

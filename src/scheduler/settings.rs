@@ -234,10 +234,11 @@ fn longest(limits: &Limits, geometry: Geometry, encode_rows: usize, pages: Pages
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn limits() -> Limits {
+    /// A large model.
+    pub(in crate::scheduler) fn limits() -> Limits {
         Limits {
             canvas: 256,
             vocabulary: 1000,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use canvasd::pass::Segment;
-use canvasd::scheduler::{CommitGate, Job, JobError, Refusal, Settings, Ticket, Verdict};
+use canvasd::scheduler::{Job, JobError, Refusal, Settings, Ticket};
 
 use crate::support::{Scripted, limits};
 use crate::world::*;
@@ -357,12 +357,6 @@ fn a_canvas_begins_with_the_admission() {
 /// Where one choice fails, whoever asked lets go of the others: that is one failure, and nobody cancelled anything.
 #[test]
 fn a_request_that_fails_is_counted_as_such() {
-    struct Broken;
-    impl CommitGate for Broken {
-        fn commit(&mut self, _: &[u32]) -> Verdict {
-            panic!("scripted");
-        }
-    }
     let mut world = World::new(settings());
     let mut wanted = jobs(&prompt(6, 5), 80, 5, 2, 0);
     wanted.choices[0].gate = Box::new(Broken);

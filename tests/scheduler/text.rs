@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use canvasd::scheduler::{CommitGate, Drafts, FinishReason, Job, JobError, Penalties, Phase, Refusal, Verdict};
+use canvasd::scheduler::{Drafts, FinishReason, Job, JobError, Penalties, Phase, Refusal};
 
 use crate::log::catch;
 use crate::support::{Fault, Scripted, limits};
@@ -336,12 +336,6 @@ fn a_failure_of_the_model_is_logged_once_for_each_request() {
 
 #[test]
 fn a_panicking_gate_fails_its_choice_only() {
-    struct Broken;
-    impl CommitGate for Broken {
-        fn commit(&mut self, _: &[u32]) -> Verdict {
-            panic!("scripted");
-        }
-    }
     let mut world = World::new(settings());
     let mut wanted = jobs(&prompt(6, 5), 24, 5, 2, 0);
     wanted.choices[0].gate = Box::new(Broken);

@@ -22,6 +22,15 @@ pub struct World {
     pub start: Instant,
 }
 
+/// A gate that panics.
+pub struct Broken;
+
+impl CommitGate for Broken {
+    fn commit(&mut self, _: &[u32]) -> Verdict {
+        panic!("scripted");
+    }
+}
+
 /// Roomy settings for the small model.
 pub fn settings() -> Settings {
     Settings { encode_rows: 16, max_running: 8, queue: 64, kv_bytes: 100_000, ..Settings::default() }
