@@ -68,6 +68,11 @@ def circle_numbers(embedding, tok, largest, seed=0):
             embedding[tok.token_to_id(str(n))] = rows[n]
 
 
+def load(folder):
+    """The model of an exported folder, with its weights in f32."""
+    return DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+
+
 def export(model, tok, out):
     """Hugging Face folder: bf16 weights, tokenizer, chat template, generation_config.json with the released sampler defaults."""
     os.makedirs(out, exist_ok=True)
