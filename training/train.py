@@ -8,8 +8,7 @@ the canvases.  A reply's canvases are trained each behind its clean predecessors
 The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.  A further run begins with
 the weights of a finished one (--weights); retrain.sh makes the runs that the shipped weights have behind them.
 
-A word that is written where another of its kind belongs (MISTAKEN) is a mistake that the model makes when both are drawn in one step, and that random
-tokens hardly ever show.  A share of the canvases is made noisy from such a text.
+A share of the canvases is made noisy from a text with a mistake of the kind that the model itself makes (mistakes.py).
 
 A short reply in a canvas of 64 is mostly fill.  Until the last part of the run short replies are therefore trained in shorter canvases (KINDS),
 which costs a third; the last part uses the full canvas for all."""
@@ -30,11 +29,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import facts
 import model as demo
 import tales
 import tokenizer
 import world
+from mistakes import Mistakes
 from tokenizer import LARGEST
 
 ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -80,11 +79,10 @@ V, EOS, FULL = tok.get_vocab_size(), 1, 64
 KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6), (FULL, 1280, 6), (FULL, 2048, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
-ANIMALS, COLORS = ({tok.token_to_id("▁" + w) for w in words} for words in (facts.ANIMALS, facts.COLORS))
 TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
-MISTAKEN = 0.25                                                  # share of canvases with a word in the place of another, where there are two of a kind
+MISTAKEN, MISTAKES = 0.25, Mistakes(tok)                          # share of canvases that start from a text with a mistake, where one can be made
 FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most
 
 if a.weights:
@@ -164,24 +162,13 @@ def emphasis(s, reply):
     return weight
 
 
-def mistaken(head, reply):
-    """The reply with one of its animals, colors or numbers everywhere in the place of another, taken from the reply or from what stands right before
-    it: "the cat and the cat were best friends".  None if there are no two of a kind."""
-    said, near = set(reply), set(reply) | set(head[-FULL:])
-    pairs = [(right, wrong) for kind in (ANIMALS, COLORS, NUMBERS) for right in sorted(kind & said) for wrong in sorted(kind & near) if right != wrong]
-    if not pairs:
-        return None
-    right, wrong = rng.choice(pairs)
-    return [wrong if t == right else t for t in reply]
-
-
 def replies(s):
     """The model's whole replies of a conversation that may be trained: (prompt, reply, the same with a mistake or None, weights of the reply's tokens)."""
     for i, task, answer in s.get("earlier", []) + [(len(s["messages"]) - 1, s["task"], s["answer"])]:
         part = dict(task=task, messages=s["messages"][:i + 1], answer=answer)
         if not world.held_out(part):
             head, reply = world.encode(tok, part)
-            yield head, reply, mistaken(head, reply), emphasis(part, reply)
+            yield head, reply, MISTAKES.mistaken(rng, head, reply), emphasis(part, reply)
 
 
 def conversation():
