@@ -67,14 +67,14 @@ def stories():
 def wrong():
     tok, r = Tokenizer.from_file(os.path.join(model.HERE, "tokenizer.json")), random.Random(3)
     mistakes = Mistakes(tok)
-    assert None not in set().union(*mistakes.differ, *mistakes.follow)
+    assert None not in mistakes.numbers.union(*mistakes.words)
     for length in range(4):
         for _ in range(100):
             head, reply = world.encode(tok, dict(messages=[("user", "Tell me a story."), ("model", tales.story(r, length=length))]))
-            other = mistakes.mistaken(r, head, reply)
+            other = mistakes.mistaken(r, "story", head, reply)
             assert len(other) == len(reply) and other != reply and tales.told(tok.decode(other)) is None, tok.decode(other)
             assert tales.told(tok.decode(reply)) is not None
-    assert mistakes.mistaken(r, *world.encode(tok, dict(messages=[("user", "Hello"), ("model", "Hello! How can I help you today?")]))) is None
+    assert mistakes.mistaken(r, "hello", *world.encode(tok, dict(messages=[("user", "Hello"), ("model", "Hello! How can I help you today?")]))) is None
     print("mistakes: none of them is a story")
 
 

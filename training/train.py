@@ -168,7 +168,7 @@ def replies(s):
         part = dict(task=task, messages=s["messages"][:i + 1], answer=answer)
         if not world.held_out(part):
             head, reply = world.encode(tok, part)
-            yield head, reply, MISTAKES.mistaken(rng, head, reply), emphasis(part, reply)
+            yield head, reply, MISTAKES.mistaken(rng, part["task"], head, reply), emphasis(part, reply)
 
 
 def conversation():
