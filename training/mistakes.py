@@ -13,11 +13,13 @@ class Mistakes:
         self.numbers = {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
 
     def mistaken(self, r, task, head, reply):
-        """The reply with one of its animals or colors (of numbers to be sorted, one of these) exchanged, wherever it stands, for another of the reply or of
-        the NEAR tokens before it; None if there is no other.  The numbers of sums are left alone: each is reckoned from those before it, which must be believed."""
-        said, near = set(reply), set(reply) | set(head[-NEAR:])
-        kinds = self.words + [self.numbers] * task.endswith("sort")
-        pairs = [(right, wrong) for kind in kinds for right in sorted(kind & said) for wrong in sorted(kind & near) if right != wrong]
+        """The reply with one of its animals or colors (of numbers to be sorted, one of these) exchanged, wherever it stands, for one that was named before it, in
+        the reply or in the NEAR tokens before that: a friend for the hero, but no hero for a friend, since all else follows from the hero.  None if there is no
+        such pair.  The numbers of sums are left alone: each is reckoned from those before it, which must be believed."""
+        pairs = []
+        for kind in self.words + [self.numbers] * task.endswith("sort"):
+            named = list(dict.fromkeys(t for t in head[-NEAR:] + reply if t in kind))           # in the order in which they come
+            pairs += [(right, wrong) for i, right in enumerate(named) for wrong in named[:i] if right in reply]
         if not pairs:
             return None
         right, wrong = r.choice(pairs)

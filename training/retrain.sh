@@ -13,7 +13,7 @@ run() {
 
 run 1 --canvases 620000
 run 2 --canvases 300000 --weights state/1/model --seed 2 --blend 0.8
-run 3 --canvases 160000 --weights state/2/model --seed 3 --lr 0.01 --alr 1.5e-3 --decay 0.6
+run 3 --canvases 110000 --weights state/2/model --seed 3 --lr 0.006 --alr 1e-3 --decay 0.9
 mkdir -p ../models/demo
 for file in config.json generation_config.json tokenizer.json tokenizer_config.json chat_template.jinja model.safetensors; do
     cp "state/3/model/$file" ../models/demo/
