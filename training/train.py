@@ -79,7 +79,8 @@ V, EOS, FULL = tok.get_vocab_size(), 1, 64
 KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6), (FULL, 1280, 6), (FULL, 2048, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
-TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
+HELPERS = {tok.token_to_id("▁" + w) for who in tales.HELPERS.values() for w in who}
+TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS} | HELPERS
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
 MISTAKEN, MISTAKES = 0.25, Mistakes(tok)                          # share of canvases that start from a text with a mistake, where one can be made
@@ -148,7 +149,7 @@ def emphasis(s, reply):
     elif s["task"].removeprefix("think_") in ("count", "list"):
         weight = [2.0] * len(reply)
     elif s["task"].removeprefix("think_") in TOLD:               # who, what and where: all else follows from the voice
-        weight = [3.0 if t in CAST else 1.0 for t in reply]
+        weight = [6.0 if t in HELPERS else 3.0 if t in CAST else 1.0 for t in reply]        # who helps is learned last
     elif isinstance(s["answer"], str):
         text = s["messages"][-1][1]
         if s["task"] == "call":                                  # name, parameter and argument are copied from three places
