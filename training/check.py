@@ -42,7 +42,7 @@ def template():
 
 
 def earlier():
-    tok, r, seen = Tokenizer.from_file(os.path.join(model.HERE, "tokenizer.json")), random.Random(1), 0
+    tok, r, seen = Tokenizer.from_file(model.TOKENIZER), random.Random(1), 0
     while seen < 300:
         s = world.sample(r)
         whole = sum(world.encode(tok, s), [])
@@ -65,7 +65,7 @@ def stories():
 
 
 def wrong():
-    tok, r = Tokenizer.from_file(os.path.join(model.HERE, "tokenizer.json")), random.Random(3)
+    tok, r = Tokenizer.from_file(model.TOKENIZER), random.Random(3)
     mistakes = Mistakes(tok)
     assert None not in mistakes.numbers.union(*mistakes.words)
     for length in range(4):
