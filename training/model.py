@@ -71,7 +71,10 @@ def circle_numbers(embedding, tok, largest, seed=0):
 
 def load(folder):
     """The model of an exported folder, with its weights in f32."""
-    return DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    for config in (model.config, model.config.text_config, model.config.vision_config):      # how they were loaded is nothing that an export should tell
+        config.dtype = None
+    return model
 
 
 def export(model, tok, out):

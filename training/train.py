@@ -44,7 +44,8 @@ A("--history", default="log.json", help="where the losses are written")
 A("--minutes", type=float, default=260, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
 A("--weights", help="folder of a finished checkpoint to begin with, in place of random weights")
-A("--blend", type=float, default=1, help="share of this run's weights in those that are exported; the rest are those of --weights")
+A("--blend", type=float, default=1, help="share of this run's weights in those that are exported; the rest are those of --rest")
+A("--rest", help="folder of a finished checkpoint [that of --weights]")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
 A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
@@ -58,8 +59,9 @@ A("--threads", type=int, default=1, help="per process; operations this small los
 A("--seed", type=int, default=0)
 A("--eager", action="store_true", help="do not compile")
 a = ap.parse_args()
-if a.blend != 1 and not a.weights:
-    ap.error("--blend mixes with the weights that the run began with: name them with --weights")
+a.rest = a.rest or a.weights
+if a.blend != 1 and not a.rest:
+    ap.error("--blend mixes with the weights of a finished checkpoint: name it with --weights or --rest")
 
 torch.set_num_threads(a.threads)
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -275,7 +277,7 @@ def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
 
 
 opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
-first = {n: p.detach().clone() for n, p in P.items()} if a.weights else None                # what --blend mixes with
+rest = demo.Lean(demo.load(a.rest).to(dev), compiled=False).named if a.rest else None        # what --blend mixes with
 begun = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
 if os.path.exists(state_file):
     s = torch.load(state_file, map_location=dev, weights_only=False)
@@ -285,7 +287,7 @@ if os.path.exists(state_file):
         for n, p in P.items():
             p.copy_(s["weights"][n])
     opt.load(s["optimizer"])
-    ema, step, seen, before, log, begun, first = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"], s["first"]
+    ema, step, seen, before, log, begun = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"]
     rng.seed(a.seed + 1 + step + 1000003 * RANK)
     print("going on at step", step, "after", round(before), "s", flush=True)
 
@@ -320,11 +322,11 @@ def save():
         return
     wall = before + time.time() - t0
     now = {n: p.detach().clone() for n, p in P.items()}
-    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun, first=first), state_file + ".new")
+    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun), state_file + ".new")
     os.replace(state_file + ".new", state_file)
     with torch.no_grad():
         for n, p in P.items():
-            p.copy_(ema[n] if first is None else torch.lerp(first[n], ema[n], a.blend))
+            p.copy_(torch.lerp(rest[n], ema[n], a.blend) if rest else ema[n])
         demo.export(model, tok, a.out)
         for n, p in P.items():
             p.copy_(now[n])
@@ -380,4 +382,7 @@ while True:
         saved = time.time()
         save()
 save()
+if WORLD > 1:                                                    # nobody leaves while the first process still writes
+    dist.barrier()
+    dist.destroy_process_group()
 RANK or print("done:", step, "steps,", seen, "canvases,", round(before + time.time() - t0), "s")
