@@ -1,6 +1,7 @@
 """Checks what training takes for granted:  python check.py
 1. the lean forward pass gives the library's logits;  2. world.prompt writes what chat_template.jinja writes;  3. an earlier reply stands in the
-whole conversation as it stands alone;  4. every story is recognised as one, and none with its hero's name exchanged in one place."""
+whole conversation as it stands alone;  4. every story is recognised as one, and none with its hero's name exchanged in one place;  5. a mistake in a story
+makes another text of the same length, and no story."""
 import os
 import random
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 import model
 import tales
 import world
+from mistakes import Mistakes
 
 TOOL = dict(function=dict(name="get_weather", description="Get weather", parameters=dict(
     type="object", required=["city"], properties=dict(city=dict(type="string", description="The city"), unit=dict(type="string", enum=["celsius", "fahrenheit"])))))
@@ -40,7 +42,7 @@ def template():
 
 
 def earlier():
-    tok, r, seen = Tokenizer.from_file(os.path.join(model.HERE, "tokenizer.json")), random.Random(1), 0
+    tok, r, seen = Tokenizer.from_file(model.TOKENIZER), random.Random(1), 0
     while seen < 300:
         s = world.sample(r)
         whole = sum(world.encode(tok, s), [])
@@ -62,8 +64,23 @@ def stories():
     print("stories: recognised, and not with another name in one place")
 
 
+def wrong():
+    tok, r = Tokenizer.from_file(model.TOKENIZER), random.Random(3)
+    mistakes = Mistakes(tok)
+    assert None not in mistakes.numbers.union(*mistakes.words)
+    for length in range(4):
+        for _ in range(100):
+            head, reply = world.encode(tok, dict(messages=[("user", "Tell me a story."), ("model", tales.story(r, length=length))]))
+            other = mistakes.mistaken(r, "story", head, reply)
+            assert len(other) == len(reply) and other != reply and tales.told(tok.decode(other)) is None, tok.decode(other)
+            assert tales.told(tok.decode(reply)) is not None
+    assert mistakes.mistaken(r, "hello", *world.encode(tok, dict(messages=[("user", "Hello"), ("model", "Hello! How can I help you today?")]))) is None
+    print("mistakes: none of them is a story")
+
+
 if __name__ == "__main__":
     template()
     earlier()
     stories()
+    wrong()
     model.check()

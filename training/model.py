@@ -15,6 +15,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+TOKENIZER = os.path.join(HERE, "../models/demo/tokenizer.json")       # the one that ships: made by the first run, from the sentences of its day
 
 
 def make_config(tok, d=192, layers=6, heads=6, kv=2, hd=32, ghd=64, gkv=1, inter=384, experts=4, top_k=2, moe=96, canvas=64, window=128, context=8192):
@@ -66,6 +67,14 @@ def circle_numbers(embedding, tok, largest, seed=0):
     with torch.no_grad():
         for n in range(largest + 1):
             embedding[tok.token_to_id(str(n))] = rows[n]
+
+
+def load(folder):
+    """The model of an exported folder, with its weights in f32."""
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    for config in (model.config, model.config.text_config, model.config.vision_config):      # how they were loaded is nothing that an export should tell
+        config.dtype = None
+    return model
 
 
 def export(model, tok, out):
@@ -197,7 +206,7 @@ class Lean:
 def check():
     """Two prompts packed into one row, one of them longer than the window, against the library one by one."""
     from tokenizers import Tokenizer
-    tok = Tokenizer.from_file(os.path.join(HERE, "tokenizer.json"))
+    tok = Tokenizer.from_file(TOKENIZER)
     m = make_model(make_config(tok, d=96, layers=3, window=16)).float().eval()
     lean, V = Lean(m, torch.float32), tok.get_vocab_size()
     a, b = torch.randint(20, V, (1, 37)), torch.randint(20, V, (1, 9))

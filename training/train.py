@@ -5,7 +5,10 @@ the canvases.  A reply's canvases are trained each behind its clean predecessors
     torchrun --nproc_per_node 2 train.py --minutes 260 --out ../models/demo     CPU, one process per core
     python train.py --device cuda --rows 512 --minutes 25 --out ../models/demo   one GPU
 
-The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.
+The run is resumable: --state names a folder that keeps weights, optimizer and progress; the same command goes on from there.  A further run begins with
+the weights of a finished one (--weights); retrain.sh makes the runs that the shipped weights have behind them.
+
+A share of the canvases is made noisy from a text with a mistake of the kind that the model itself makes (mistakes.py).
 
 A short reply in a canvas of 64 is mostly fill.  Until the last part of the run short replies are therefore trained in shorter canvases (KINDS),
 which costs a third; the last part uses the full canvas for all."""
@@ -16,6 +19,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -29,6 +33,7 @@ import model as demo
 import tales
 import tokenizer
 import world
+from mistakes import Mistakes
 from tokenizer import LARGEST
 
 ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -38,8 +43,9 @@ A("--state", default="state", help="folder for what a later run needs to go on")
 A("--history", default="log.json", help="where the losses are written")
 A("--minutes", type=float, default=260, help="wall time of the whole run, all its parts together")
 A("--canvases", type=float, default=0, help="length of the whole run in canvases instead of minutes: for a machine that others use too")
-A("--again", type=float, default=0, help="canvases of a second run that goes on where the first, of --canvases, ends: its learning rate is as high at first and falls once more")
-A("--blend", type=float, default=0.8, help="share of the second run's weights in those that are exported; the rest are those with which the first ended")
+A("--weights", help="folder of a finished checkpoint to begin with, in place of random weights")
+A("--blend", type=float, default=1, help="share of this run's weights in those that are exported; the rest are those of --rest")
+A("--rest", help="folder of a finished checkpoint [that of --weights]")
 A("--part", type=float, default=1e9, help="stop after this many minutes; the schedule still follows the whole run")
 A("--full", type=float, default=0.95, help="share of the run after which every canvas is full")
 A("--rows", type=int, default=32, help="packed rows of 128 tokens per step; of longer rows as many fewer")
@@ -53,8 +59,9 @@ A("--threads", type=int, default=1, help="per process; operations this small los
 A("--seed", type=int, default=0)
 A("--eager", action="store_true", help="do not compile")
 a = ap.parse_args()
-if a.again and not a.canvases:
-    ap.error("--again goes on where --canvases ends: give that too")
+a.rest = a.rest or a.weights
+if a.blend != 1 and not a.rest:
+    ap.error("--blend mixes with the weights of a finished checkpoint: name it with --weights or --rest")
 
 torch.set_num_threads(a.threads)
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -65,7 +72,7 @@ dev, rng = a.device, random.Random(a.seed + 1 + 1000003 * RANK)
 os.makedirs(a.state, exist_ok=True)
 state_file, vocabulary = os.path.join(a.state, "state.pt"), os.path.join(a.state, "tokenizer.json")
 if RANK == 0 and not os.path.exists(vocabulary):                 # a state keeps the tokenizer it was begun with, whatever the world has become
-    tokenizer.build().save(vocabulary)
+    shutil.copy(os.path.join(a.weights, "tokenizer.json"), vocabulary) if a.weights else tokenizer.build().save(vocabulary)
 if WORLD > 1:
     dist.barrier()
 tok = Tokenizer.from_file(vocabulary)
@@ -74,13 +81,18 @@ V, EOS, FULL = tok.get_vocab_size(), 1, 64
 KINDS = [(16, 128, 4), (32, 128, 2), (FULL, 128, 1), (16, 384, 4), (32, 384, 2), (FULL, 384, 3), (32, 640, 8), (FULL, 768, 6), (FULL, 1280, 6), (FULL, 2048, 6)]
 ROOM = [row - canvas * places for canvas, row, places in KINDS]
 TURN, RECKONED, NUMBERS = tok.token_to_id("<|turn>"), {"sum", "bigsum", "sort", "compare"}, {tok.token_to_id(str(n)) for n in range(LARGEST + 1)}
-TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS + sum(tales.HELPERS.values(), [])}
+HELPERS = {tok.token_to_id("▁" + w) for who in tales.HELPERS.values() for w in who}
+TOLD, CAST = {"story", "go_on", "plain_story", "poem"}, {tok.token_to_id("▁" + w) for w in tales.NAMES + tales.ANIMALS + tales.PLACES + tales.THINGS} | HELPERS
 PLAIN_FULL = 0.15                                                # share of short replies that get a full canvas all along
 SELF_CONDITIONED = 4                                             # every fourth row
+MISTAKEN, MISTAKES = 0.25, Mistakes(tok)                          # share of canvases that start from a text with a mistake, where one can be made
 FAR, FARTHEST = 0.2, 7000                                        # share of conversations whose beginning is moved far away, and how far at most
 
-model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
-demo.circle_numbers(model.model.decoder.embed_tokens.weight, tok, LARGEST)
+if a.weights:
+    model = demo.load(a.weights)
+else:
+    model = demo.make_model(demo.make_config(tok, canvas=FULL), a.seed)
+    demo.circle_numbers(model.model.decoder.embed_tokens.weight, tok, LARGEST)
 model = model.to(dev)
 net = demo.Lean(model, compiled=not a.eager)
 P = net.named
@@ -139,7 +151,7 @@ def emphasis(s, reply):
     elif s["task"].removeprefix("think_") in ("count", "list"):
         weight = [2.0] * len(reply)
     elif s["task"].removeprefix("think_") in TOLD:               # who, what and where: all else follows from the voice
-        weight = [3.0 if t in CAST else 1.0 for t in reply]
+        weight = [6.0 if t in HELPERS else 3.0 if t in CAST else 1.0 for t in reply]        # who helps is learned last
     elif isinstance(s["answer"], str):
         text = s["messages"][-1][1]
         if s["task"] == "call":                                  # name, parameter and argument are copied from three places
@@ -154,26 +166,26 @@ def emphasis(s, reply):
 
 
 def replies(s):
-    """The model's whole replies of a conversation that may be trained: (prompt, reply, weights of the reply's tokens)."""
+    """The model's whole replies of a conversation that may be trained: (prompt, reply, the same with a mistake or None, weights of the reply's tokens)."""
     for i, task, answer in s.get("earlier", []) + [(len(s["messages"]) - 1, s["task"], s["answer"])]:
         part = dict(task=task, messages=s["messages"][:i + 1], answer=answer)
         if not world.held_out(part):
             head, reply = world.encode(tok, part)
-            yield head, reply, emphasis(part, reply)
+            yield head, reply, MISTAKES.mistaken(rng, part["task"], head, reply), emphasis(part, reply)
 
 
 def conversation():
-    """-> task, clean tokens of the prompt, their positions, [(start position, target, weights)] of what is trained: all replies of the conversation, in
-    blocks of a canvas, each behind its clean predecessors; length of the last reply."""
+    """-> task, clean tokens of the prompt, their positions, [(start position, target, target with a mistake, weights)] of what is trained: all replies of
+    the conversation, in blocks of a canvas, each behind its clean predecessors; length of the last reply."""
     while True:
         s = world.sample(rng)
         if world.held_out(s):
             continue
         blocks, clean = [], []
-        for head, reply, weight in replies(s):
+        for head, reply, wrong, weight in replies(s):
             cut = range(0, len(reply), FULL)
             clean = head + reply[:cut[-1]]                       # the last block is never context
-            blocks += [(len(head) + i, reply[i:i + FULL], weight[i:i + FULL]) for i in cut]
+            blocks += [(len(head) + i, reply[i:i + FULL], (wrong or reply)[i:i + FULL], weight[i:i + FULL]) for i in cut]
         if len(clean) <= ROOM[-1]:
             break
     at, turns = list(range(len(clean))), [i for i, t in enumerate(clean) if t == TURN and i > 1]
@@ -222,6 +234,7 @@ class Packer:
         ids = torch.zeros(R, T, dtype=torch.long)
         pos, seg = torch.zeros_like(ids), torch.full_like(ids, -1)
         tgt, cseg, start = torch.full((R, K, C), EOS), torch.zeros(R, K, dtype=torch.long), torch.zeros(R, K, dtype=torch.long)
+        wrong = tgt.clone()
         tasks, weight = [None] * (R * K), torch.ones(R, K, C)
         for r in range(R):
             n = k = i = 0
@@ -233,20 +246,24 @@ class Packer:
                 pool.pop(i)
                 ids[r, n:n + len(clean)], pos[r, n:n + len(clean)] = torch.tensor(clean), torch.tensor(at)
                 seg[r, n:n + len(clean)] = k
-                for j, (p, b, q) in enumerate(blocks):
+                for j, (p, b, m, q) in enumerate(blocks):
                     tgt[r, k + j, :len(b)], cseg[r, k + j], start[r, k + j] = torch.tensor(b), k, p
-                    weight[r, k + j, :len(b)] = torch.tensor(q)
+                    wrong[r, k + j, :len(b)], weight[r, k + j, :len(b)] = torch.tensor(m), torch.tensor(q)
                     tasks[r * K + k + j] = task
                 n, k = n + len(clean), k + len(blocks)
             for j in range(k, K):                                # free places: the same replies under other noise cost no further prompt
-                tgt[r, j], cseg[r, j], start[r, j], weight[r, j], tasks[r * K + j] = tgt[r, j - k], cseg[r, j - k], start[r, j - k], weight[r, j - k], tasks[r * K + j - k]
-        return tasks, weight.view(-1, C), ids, pos, seg, tgt, cseg, start
+                for x in (tgt, wrong, cseg, start, weight):
+                    x[r, j] = x[r, j - k]
+                tasks[r * K + j] = tasks[r * K + j - k]
+        return tasks, weight.view(-1, C), wrong, ids, pos, seg, tgt, cseg, start
 
 
-def corrupt(tgt):
+def corrupt(tgt, wrong):
+    """Level and noisy text of each canvas: a share of its places is random, the others are those of the target, or of the target with a mistake."""
     t = torch.rand(*tgt.shape[:2], 1, device=dev) * 0.999 + 0.001
     t[torch.rand(*tgt.shape[:2], device=dev) < a.noise] = 1.0
-    return t.flatten(), torch.where(torch.rand(tgt.shape, device=dev) < t, torch.randint(0, V, tgt.shape, device=dev), tgt)
+    kept = torch.where(torch.rand(*tgt.shape[:2], 1, device=dev) < MISTAKEN, wrong, tgt)
+    return t.flatten(), torch.where(torch.rand(tgt.shape, device=dev) < t, torch.randint(0, V, tgt.shape, device=dev), kept)
 
 
 def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
@@ -260,7 +277,7 @@ def loss_fn(ids, pos, seg, tgt, cseg, start, noisy, weight):
 
 
 opt, ema, step, seen, before, log = Muon(P), {n: p.detach().clone() for n, p in P.items()}, 0, 0, 0.0, []
-first = None                                                     # the averaged weights with which the first run ended
+rest = demo.Lean(demo.load(a.rest).to(dev), compiled=False).named if a.rest else None        # what --blend mixes with
 begun = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
 if os.path.exists(state_file):
     s = torch.load(state_file, map_location=dev, weights_only=False)
@@ -270,7 +287,7 @@ if os.path.exists(state_file):
         for n, p in P.items():
             p.copy_(s["weights"][n])
     opt.load(s["optimizer"])
-    ema, step, seen, before, log, begun, first = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"], s["first"]
+    ema, step, seen, before, log, begun = s["ema"], s["step"], s["seen"], s["wall_s"], s["log"], s["begun"]
     rng.seed(a.seed + 1 + step + 1000003 * RANK)
     print("going on at step", step, "after", round(before), "s", flush=True)
 
@@ -305,11 +322,11 @@ def save():
         return
     wall = before + time.time() - t0
     now = {n: p.detach().clone() for n, p in P.items()}
-    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun, first=first), state_file + ".new")
+    torch.save(dict(weights=now, ema=ema, optimizer=opt.state(), step=step, seen=seen, wall_s=wall, log=log, begun=begun), state_file + ".new")
     os.replace(state_file + ".new", state_file)
     with torch.no_grad():
         for n, p in P.items():
-            p.copy_(ema[n] if first is None else torch.lerp(first[n], ema[n], a.blend))
+            p.copy_(torch.lerp(rest[n], ema[n], a.blend) if rest else ema[n])
         demo.export(model, tok, a.out)
         for n, p in P.items():
             p.copy_(now[n])
@@ -325,10 +342,7 @@ t0 = saved = time.time()
 hist, per_task, busy = [], {}, time.process_time()
 while True:
     wall = before + time.time() - t0
-    second = a.again and seen >= a.canvases
-    if second and first is None:
-        first = {n: w.clone() for n, w in ema.items()}
-    prog = (seen - a.canvases) / a.again if second else seen / a.canvases if a.canvases else wall / (a.minutes * 60)
+    prog = seen / a.canvases if a.canvases else wall / (a.minutes * 60)
     stop = prog >= 1 or time.time() - t0 > a.part * 60 or bool(asked)
     full = prog > a.full                                         # before the choice: no process may wait for a length nobody makes any more
     plan = torch.tensor([prog, stop, 0 if RANK or stop else packer.ready()], dtype=torch.float64)
@@ -338,10 +352,10 @@ while True:
     if stop:
         break
     full = prog > a.full
-    tasks, weight, *batch = packer.batch(kind)
+    tasks, weight, wrong, *batch = packer.batch(kind)
     C = KINDS[kind][0]
     batch = [x.to(dev) for x in batch]
-    t, noisy = corrupt(batch[3])
+    t, noisy = corrupt(batch[3], wrong.to(dev))
     loss, ce, bal = loss_fn(*batch, noisy, weight.to(dev))
     together(loss)
     lr = min(1, (step + 1) / 60) * min(1.0, (1 - prog) / a.decay)          # warm-up, constant, linear decay
@@ -368,4 +382,7 @@ while True:
         saved = time.time()
         save()
 save()
+if WORLD > 1:                                                    # nobody leaves while the first process still writes
+    dist.barrier()
+    dist.destroy_process_group()
 RANK or print("done:", step, "steps,", seen, "canvases,", round(before + time.time() - t0), "s")

@@ -395,7 +395,7 @@ def sample(r):
     task, q, a, ans = asked(r, r.choices(FN, WEIGHT)[0])
     m, earlier, sys, x = [], [], None, r.random()
     if x < .10:                                                  # earlier turns on something else
-        for _ in range(r.choices([1, 2, 3, r.randint(6, 12), r.randint(13, 30)], [16, 8, 4, 4, 1])[0]):
+        for _ in range(r.choices([1, 2, 3, r.randint(6, 12), r.randint(13, 30)], [16, 8, 4, 6, 3])[0]):
             task0, q0, a0, ans0 = asked(r, r.choices(FN, WEIGHT)[0])
             m += [("user", q0), ("model", a0)]
             earlier.append((len(m) - 1, task0, ans0))
