@@ -8,12 +8,12 @@ use serde_json::Value as Json;
 use super::super::block_types::GgufType;
 use super::super::error::CheckpointError;
 use super::super::new_file::NewFile;
-use super::super::quantize::{Quantization, quantize, widened};
+use super::super::quantize::{Quantization, quantize};
 use super::super::{Checkpoint, GenerationDefaults};
 use super::config::{ARCHITECTURE, TURN_ENDS};
 use super::names::{self, ROPE_FREQS};
 use crate::kernels::ElementType;
-use crate::model::{Config, LayerKind, Weights};
+use crate::model::{Config, LayerKind, Weights, widened};
 
 const ALIGNMENT: u64 = 32;
 const UNSIGNED: u32 = 4;
@@ -195,7 +195,7 @@ fn tensors(
                 if raw.element == planned.element {
                     out.write_all(&raw.bytes).map_err(refused)?;
                 } else if planned.element == ElementType::F32 {
-                    let values = widened(raw.element, &raw.bytes);
+                    let values = widened(hub, raw.element, &raw.bytes)?;
                     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
                     out.write_all(&bytes).map_err(refused)?;
                 } else {
