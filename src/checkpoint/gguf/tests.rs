@@ -183,6 +183,14 @@ fn what_cannot_be_served_is_named() {
             model().tensor("blk.0.attn_k.weight", 40, &[1, 64], vec![0; 36]),
             "tensor blk.0.attn_k.weight is of type NVFP4",
         ),
+        (
+            model().tensor("model.decoder.norm.weight", 0, &[HIDDEN], floats([2.0; HIDDEN])),
+            "tensor model.decoder.norm.weight has its name from another format; it is output_norm.weight",
+        ),
+        (
+            model().tensor("model.encoder.language_model.layers.0.layer_scalar", 0, &[1], floats([2.0])),
+            "it is blk.0.enc_layer_output_scale.weight",
+        ),
     ] {
         let error = opened(&file).unwrap_err().to_string();
         assert!(error.contains(what), "{what}: {error}");
