@@ -101,11 +101,12 @@ impl GgufWeights {
                 kind: record.kind.name.to_owned(),
                 element: record.kind.element,
                 bytes: record.range.len() as u64,
-                made: matches!(place, Place::Halves(..)),
+                made: 0,
             };
             if let (Place::Halves(..), [_, rows, _]) = (place, stored.shape.as_mut_slice()) {
                 *rows *= 2;
                 stored.bytes *= 2;
+                stored.made = stored.bytes;
             }
             stored
         };
