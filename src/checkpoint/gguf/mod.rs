@@ -2,6 +2,7 @@
 
 mod config;
 mod container;
+mod described;
 mod names;
 mod weights;
 mod write;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 pub(crate) use config::Keys;
 pub(crate) use container::Container;
+pub(crate) use described::Described;
 pub(crate) use weights::GgufWeights;
 pub use write::Written;
 pub(crate) use write::write;

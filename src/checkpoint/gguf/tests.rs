@@ -146,6 +146,24 @@ fn writers_differ_in_types() {
     assert_eq!((generation.max_denoising_steps, generation.t_max, generation.entropy_bound), (12, 0.9, 0.2));
 }
 
+/// As many as the file has, whatever the share that they are comes to.
+#[test]
+fn the_divisors_are_counted_as_they_are() {
+    let key = |name: &str| format!("diffusion-gemma.attention.{name}");
+    for rotating in 0..=52 {
+        let divisors = (0..52).map(|pair| if pair < rotating { 1.0 } else { 1e30 });
+        let file = model().u32(&key("key_length"), 104).u32(&key("value_length"), 104).tensor(
+            "rope_freqs.weight",
+            0,
+            &[52],
+            floats(divisors),
+        );
+        assert_eq!(opened(&file).unwrap().config.full.rope.rotating_pairs, rotating);
+    }
+    let all = opened(&model().without_tensor("rope_freqs.weight")).unwrap().config.full.rope;
+    assert_eq!(all.rotating_pairs, 8);
+}
+
 #[test]
 fn what_cannot_be_served_is_named() {
     let key = |name: &str| format!("diffusion-gemma.{name}");
