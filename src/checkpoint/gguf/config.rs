@@ -15,7 +15,7 @@ use crate::kernels::ElementType;
 pub(crate) const ARCHITECTURE: &str = "diffusion-gemma";
 
 /// The end tokens beside the one that a file names, by their spelling.
-pub(crate) const TURN_ENDS: [&str; 2] = ["<turn|>", "<|tool_response>"];
+const TURN_ENDS: [&str; 2] = ["<turn|>", "<|tool_response>"];
 
 /// Divisors of at least this size stand for "does not rotate" (files have 1e30).
 const STILL: f32 = 1e9;

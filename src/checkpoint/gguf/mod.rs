@@ -4,6 +4,7 @@ mod config;
 mod container;
 mod described;
 mod names;
+mod read_back;
 mod weights;
 mod write;
 
