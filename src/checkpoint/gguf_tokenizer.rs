@@ -159,7 +159,8 @@ fn added(vocabulary: &Vocabulary) -> Vec<AddedToken> {
     tokens.collect()
 }
 
-fn is_marker(token: &str) -> bool {
+/// Whether a token is spelled like the markers of a chat.
+pub(super) fn is_marker(token: &str) -> bool {
     let inside = token.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
     inside.is_some_and(|inside| {
         inside == "mask" || (inside.len() > 1 && (inside.starts_with('|') || inside.ends_with('|')))

@@ -23,8 +23,8 @@ pub struct Stored {
     pub element: Option<ElementType>,
     /// Its bytes.
     pub bytes: u64,
-    /// Whether they are made while loading and are not in the file as they are.
-    pub made: bool,
+    /// Bytes that are made on the way from the file to the packed form, all that exist at one time.
+    pub made: u64,
 }
 
 impl Stored {
@@ -56,8 +56,11 @@ impl Stored {
             Some(_) => {}
         }
         let (block, bytes) = target.block();
-        self.made |= self.element != Some(target);
         self.bytes = self.numbers() / block as u64 * bytes as u64;
+        if self.element != Some(target) {
+            // What the blocks are made from lives until they are there.
+            self.made = self.made.saturating_add(self.bytes);
+        }
         self.element = Some(target);
         self.kind = super::block_types::GgufType::of(target).name.to_owned();
         Ok(())
@@ -273,15 +276,14 @@ fn packed(stored: &Stored, dtype: Option<WeightType>, blocks: Blocks) -> u64 {
 /// Bytes that exist beside the packed form while a tensor is loaded. What is in the file as it is costs nothing: its pages are
 /// the system's, which takes them back.
 fn passing(stored: &Stored, dtype: Option<WeightType>) -> u64 {
-    let made = if stored.made { stored.bytes } else { 0 };
     let width = match dtype {
-        None => return made,
+        None => return stored.made,
         Some(WeightType::F32) => 4,
         Some(WeightType::Bf16) => 2,
     };
     // Widened to f32 and then written in the wanted type, one matrix of a stack at a time.
     let matrix: u64 = stored.shape.iter().rev().take(2).map(|&size| size as u64).product();
-    made.saturating_add(matrix.saturating_mul(4 + width))
+    stored.made.saturating_add(matrix.saturating_mul(4 + width))
 }
 
 /// A number of bytes for people.
@@ -324,7 +326,7 @@ mod tests {
         let numbers: usize = shape.iter().product();
         let bytes = (numbers / element.block().0 * element.block().1) as u64;
         let name = format!("model.decoder.layers.0.{name}");
-        Stored { name, shape: shape.to_vec(), kind: String::new(), element: Some(element), bytes, made: false }
+        Stored { name, shape: shape.to_vec(), kind: String::new(), element: Some(element), bytes, made: 0 }
     }
 
     /// Needs of these tensors where blocks are held value for value.
@@ -381,6 +383,19 @@ mod tests {
         let twice =
             demo().quantized(Quantization::Q4_0).unwrap().quantized(Quantization::Q8_0).unwrap_err().to_string();
         assert!(twice.contains("Q4_0 already"), "{twice}");
+    }
+
+    /// As of a file with gate and up apart: they are joined first.
+    #[test]
+    fn what_is_joined_lives_while_its_blocks_are_made() {
+        let whole = stored("experts.gate_up_proj", ElementType::Bf16, &[3, 64, 256]);
+        let loading = |made| {
+            let mut joined = Stored { made, ..whole.clone() };
+            joined.quantize("file", Quantization::Q4K, 6).unwrap();
+            assert_eq!(joined.bytes, 3 * 64 * 144);
+            exact(&[joined]).loading
+        };
+        assert_eq!((loading(0), loading(whole.bytes)), (3 * 64 * 144, 3 * 64 * (144 + 512)));
     }
 
     #[test]

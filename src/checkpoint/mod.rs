@@ -38,9 +38,9 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use crate::model::{Config, LayerKind, LoadOptions, Weights};
+use crate::model::{Config, LoadOptions, Weights};
 use folder::Folder;
-use gguf::{Gguf, GgufWeights};
+use gguf::{Described, Gguf, GgufWeights};
 
 /// An opened checkpoint: everything a server needs to know of a model, its tensors not yet read.
 pub struct Checkpoint {
@@ -202,38 +202,10 @@ fn refuse_foreign_blocks(folder: &Folder, config: &serde_json::Value) -> Result<
 /// Opens a GGUF file. Tokenizer, template and sampling files that lie beside it win over what it holds itself.
 fn open_gguf(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let gguf = Gguf::open(path)?;
-    let file = gguf.container.file.clone();
-    let keys = gguf.keys();
-    keys.check_architecture()?;
-    let config = keys.config()?;
-    let tokens = keys.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
-    let vocabulary = keys.vocabulary()?;
-    let folder = Folder::Disk(path.parent().map(Path::to_owned).unwrap_or_default());
-    let generation = match folder.json("generation_config.json")? {
-        Some(beside) => GenerationDefaults::from_json("generation_config.json", Some(&beside), &config, vocabulary)?,
-        None => GenerationDefaults::from_json(&file, Some(&keys.generation(&tokens)?), &config, vocabulary)?,
-    };
-    let tokenizer =
-        if folder.has("tokenizer.json")? { text::tokenizer(&folder)? } else { keys.tokenizer(tokens.clone())? };
-    let mut chat = text::chat(&folder)?;
-    if chat.template.is_none() {
-        chat.template = keys.text("tokenizer.chat_template")?.map(str::to_owned);
-    }
-    for (spelling, key) in [(&mut chat.bos_token, "bos"), (&mut chat.eos_token, "eos")] {
-        if spelling.is_none() {
-            let id = keys.whole(&format!("tokenizer.ggml.{key}_token_id"))?;
-            *spelling = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)).cloned();
-        }
-    }
+    let beside = Folder::Disk(path.parent().map(Path::to_owned).unwrap_or_default());
+    let Described { config, generation, tokenizer, chat } = Described::of(&gguf.keys(), &beside)?;
     let text::Chat { template, bos_token, eos_token } = chat;
     let id = path.file_stem().map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    let mut config = Config::from_json(&config)?;
-    let layers = config.layers.len();
-    // config.json's reader follows the reference, which makes the last layer global whatever is written; a GGUF file means what
-    // it says.
-    if let (Some(kind), Some(true)) = (config.layers.last_mut(), keys.layer_kinds(layers)?.last()) {
-        *kind = LayerKind::Sliding;
-    }
     let Gguf { container, bytes } = gguf;
     let weights = GgufWeights::new(&container, bytes)?;
     let (tensors, weights) = (weights.table(), Box::new(weights));

@@ -6,11 +6,10 @@ use std::str::FromStr;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::kernels::ElementType;
-use crate::model::{EMBEDDING, RawTensor, WeightError, Weights};
+use crate::model::{EMBEDDING, RawTensor, WeightError, Weights, widened};
 
 /// A way to put a model's matrices into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +199,7 @@ pub(crate) fn quantize(
         .par_chunks(rows * inner * width)
         .zip(blocks.par_chunks_mut(rows * row))
         .try_for_each(|(bytes, blocks)| {
-            let values = widened(raw.element, bytes);
+            let values = widened(name, raw.element, bytes).map_err(candle_core::Error::wrap)?;
             let shape = (values.len() / inner, inner);
             let tensor = QTensor::quantize(&Tensor::from_vec(values, shape, &Device::Cpu)?, kind)?;
             let made = tensor.data()?;
@@ -222,16 +221,6 @@ fn plain_width(element: ElementType) -> Option<usize> {
     }
 }
 
-/// Plain numbers as f32, exactly; nothing for blocks.
-pub(crate) fn widened(element: ElementType, bytes: &[u8]) -> Vec<f32> {
-    match element {
-        ElementType::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
-        ElementType::F16 => bytes.as_chunks::<2>().0.iter().map(|&two| f16::from_le_bytes(two).to_f32()).collect(),
-        ElementType::Bf16 => bytes.as_chunks::<2>().0.iter().map(|&two| bf16::from_le_bytes(two).to_f32()).collect(),
-        _ => Vec::new(),
-    }
-}
-
 fn ggml(element: ElementType) -> Option<GgmlDType> {
     Some(match element {
         ElementType::Q4_0 => GgmlDType::Q4_0,
@@ -250,6 +239,8 @@ fn ggml(element: ElementType) -> Option<GgmlDType> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     const ALL: [ElementType; 10] = [

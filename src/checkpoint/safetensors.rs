@@ -103,7 +103,7 @@ impl Safetensors {
             kind: entry.dtype.clone(),
             element: element(&entry.dtype),
             bytes: entry.range.len() as u64,
-            made: false,
+            made: 0,
         };
         self.tensors.iter().map(stored).collect()
     }

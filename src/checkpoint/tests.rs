@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::model::{Config, RawTensor, WeightError, widened};
 
 fn shipped() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo")
@@ -151,17 +152,14 @@ fn a_written_gguf_is_the_same_model() {
     for scheme in [Quantization::Q8_0, Quantization::Q4KM] {
         let (_folder, path, written) = written(scheme);
         let file = open(&Source::Gguf(path.clone())).unwrap();
-        assert_eq!((&file.config.layers, file.config.canvas), (&demo.config.layers, demo.config.canvas));
-        assert_eq!((file.config.sliding, file.config.full), (demo.config.sliding, demo.config.full));
-        assert_eq!((file.config.experts, file.config.vocabulary), (demo.config.experts, demo.config.vocabulary));
-        assert_eq!(file.generation.max_denoising_steps, demo.generation.max_denoising_steps);
+        assert_eq!(file.config, Config { images: None, ..demo.config.clone() }, "all but the images");
+        assert_eq!(file.generation, demo.generation);
         assert_eq!(file.template, demo.template);
         for text in ["What is the capital of France?", "a  b\n\nc", "zwölf Äpfel ✓", " x"] {
             let ids = |checkpoint: &Checkpoint| checkpoint.tokenizer.encode(text, false).unwrap().get_ids().to_vec();
             assert_eq!(ids(&file), ids(&demo), "{text:?}");
         }
         assert_eq!((&file.bos_token, &file.eos_token), (&demo.bos_token, &demo.eos_token));
-        assert!(demo.generation.end_tokens.iter().all(|id| file.generation.end_tokens.contains(id)));
         let vision = demo.tensors.iter().filter(|stored| stored.name.contains("vision")).count();
         assert!(written.left_out >= vision && written.tensors > 50);
 
@@ -174,8 +172,8 @@ fn a_written_gguf_is_the_same_model() {
             if ours.element == theirs.element {
                 assert!(ours.bytes == theirs.bytes, "{name}");
             } else {
-                let wide = quantize::widened(theirs.element, &theirs.bytes);
-                assert_eq!(quantize::widened(ours.element, &ours.bytes), wide, "{name}");
+                let wide = |raw: &RawTensor<'_>| widened(&name, raw.element, &raw.bytes).unwrap();
+                assert_eq!(wide(&ours), wide(&theirs), "{name}");
             }
         }
         let again = NewFile::begin(&path).unwrap_err().to_string();
@@ -193,10 +191,10 @@ impl Weights for Torn {
         self.0.names()
     }
 
-    fn get(&self, name: &str) -> Result<Option<crate::model::RawTensor<'_>>, crate::model::WeightError> {
+    fn get(&self, name: &str) -> Result<Option<RawTensor<'_>>, WeightError> {
         match name {
             "model.decoder.norm.weight" => {
-                Err(crate::model::WeightError::Unreadable { name: name.to_owned(), why: "torn".to_owned() })
+                Err(WeightError::Unreadable { name: name.to_owned(), why: "torn".to_owned() })
             }
             _ => self.0.get(name),
         }
@@ -228,29 +226,89 @@ fn a_file_that_cannot_be_written_leaves_nothing() {
     assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
 }
 
+/// Why no GGUF file is made of a checkpoint; nothing where one is.
+fn refusal(checkpoint: &Checkpoint) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let new = NewFile::begin(&folder.path().join("x.gguf")).unwrap();
+    let written = checkpoint.write_gguf(Quantization::Q8_0, &new, &|_, _| ());
+    let Err(error) = written else { return String::new() };
+    assert!(matches!(error, CheckpointError::Unsupported { .. }), "{error}");
+    error.to_string()
+}
+
 /// What the format has no place for is refused, and not left out: the file would be another model.
 #[test]
 fn what_a_gguf_file_cannot_say_is_not_written() {
     type Change = fn(&mut Checkpoint);
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 9] = [
         (
             |checkpoint| checkpoint.config.full.rope.factor = 2.0,
-            "config.json: rope_parameters.full_attention.factor = 2",
+            "config.json: full.rope.factor = 2.0 (it would be read as 1.0)",
         ),
-        (|checkpoint| checkpoint.config.sliding.rope.factor = 2.0, "config.json: a rope_type of sliding_attention"),
+        (|checkpoint| checkpoint.config.sliding.rope.factor = 2.0, "config.json: sliding.rope.factor = 2.0"),
         (
             |checkpoint| checkpoint.config.sliding.rope.rotating_pairs /= 2,
-            "config.json: a rope_type of sliding_attention",
+            "config.json: sliding.rope.rotating_pairs = 8",
         ),
-        (|checkpoint| checkpoint.generation.end_tokens.push(20), "generation_config.json: eos_token_id 20"),
+        (|checkpoint| checkpoint.config.full.rope.theta = 123_456_789.5, "config.json: full.rope.theta = 123456789.5"),
+        (
+            |checkpoint| checkpoint.generation.end_tokens.push(20),
+            "generation_config.json: eos_token_id ([1, 6, 14, 20], it would be read as [1, 6, 14]",
+        ),
+        (
+            |checkpoint| checkpoint.generation.end_tokens.truncate(1),
+            "generation_config.json: eos_token_id ([1], it would be read as [1, 6, 14]",
+        ),
+        (|checkpoint| checkpoint.bos_token = Some("<s>".to_owned()), "tokenizer_config.json: bos_token = <s>"),
+        (
+            |checkpoint| checkpoint.config.vocabulary -= 1,
+            "canvasd-demo: what it says (canvasd-demo: tokenizer.ggml.tokens: merge ",
+        ),
+        (|checkpoint| checkpoint.config.images = None, ""),
     ];
     for (change, what) in changes {
-        let folder = tempfile::tempdir().unwrap();
         let mut checkpoint = open(&Source::Demo).unwrap();
         change(&mut checkpoint);
-        let new = NewFile::begin(&folder.path().join("x.gguf")).unwrap();
-        let error = checkpoint.write_gguf(Quantization::Q8_0, &new, &|_, _| ()).unwrap_err().to_string();
-        assert!(error.starts_with(what) && error.contains("use the checkpoint as it is"), "{error}");
+        let refused = refusal(&checkpoint);
+        assert!(refused.starts_with(what) && refused.is_empty() == what.is_empty(), "{what}: {refused}");
+    }
+}
+
+/// Tokenizers that the format has no place for.
+#[test]
+fn a_tokenizer_that_a_gguf_file_cannot_say_is_not_written() {
+    use serde_json::json;
+    let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let whitespace =
+        json!({"type": "Split", "pattern": {"String": "\u{2581}"}, "behavior": "Removed", "invert": false});
+    let strip = json!({"type": "Strip", "content": "a", "start": 1, "stop": 0});
+    let bare = json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}], "special_tokens": {}});
+    for (at, value, what) in [
+        ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Lowercase"}, space]}), "its normalizer"),
+        ("/normalizer", json!(null), "its normalizer"),
+        ("/pre_tokenizer", digits, "how it cuts"),
+        ("/pre_tokenizer", whitespace, "how it cuts"),
+        ("/decoder", strip, "how it cuts"),
+        ("/post_processor", bare, "how it cuts"),
+        ("/model/fuse_unk", json!(false), ""),
+        ("/model/byte_fallback", json!(false), "only byte-fallback BPE"),
+        ("/model/ignore_merges", json!(true), "how it cuts"),
+        ("/added_tokens/6/lstrip", json!(true), "how it cuts out the added token <turn|>"),
+        ("/added_tokens/6/rstrip", json!(true), "how it cuts out the added token <turn|>"),
+        ("/added_tokens/6/single_word", json!(true), "how it cuts out the added token <turn|>"),
+        ("/added_tokens/0/special", json!(false), "the added token <pad> with special = false"),
+        ("/added_tokens/6/special", json!(false), ""),
+        ("/truncation", json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}), ""),
+    ] {
+        let bytes = demo::FILES.iter().find(|(name, _)| *name == "tokenizer.json").unwrap().1;
+        let mut json: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+        *json.pointer_mut(at).unwrap() = value;
+        let mut checkpoint = open(&Source::Demo).unwrap();
+        checkpoint.tokenizer = json.to_string().parse().unwrap();
+        let refused = refusal(&checkpoint);
+        assert!(refused.contains(what) && refused.is_empty() == what.is_empty(), "{at}: {refused}");
     }
 }
 

@@ -183,6 +183,7 @@ fn refuse_unsupported(top: &Section, text: &Section) -> Result<(), ConfigError> 
     for key in ["attn_logit_softcapping", "query_pre_attn_scalar", "rope_scaling"] {
         text.absent(key, "DiffusionGemma has none")?;
     }
+    refuse_older_spellings(text)?;
     if text.present("final_logit_softcapping") == Some(&Value::Null) {
         return Err(text.unsupported("final_logit_softcapping", "logits without a soft cap are not implemented"));
     }
@@ -192,6 +193,19 @@ fn refuse_unsupported(top: &Section, text: &Section) -> Result<(), ConfigError> 
         return Err(text.unsupported("final_logit_softcapping", why));
     }
     Ok(())
+}
+
+/// Rotation and layers as Gemma 3 spells them. Beside the newer keys, which win, most of these change no number.
+fn refuse_older_spellings(text: &Section) -> Result<(), ConfigError> {
+    if text.get("rope_parameters").is_none() {
+        for key in ["rope_theta", "rope_local_base_freq"] {
+            text.absent(key, "rotations are read from rope_parameters, for each kind of layer")?;
+        }
+    }
+    if text.get("layer_types").is_none() {
+        text.absent("sliding_window_pattern", "the kinds of layers are read from layer_types, one for each layer")?;
+    }
+    text.absent("partial_rotary_factor", "it is read from rope_parameters.full_attention")
 }
 
 fn layer_kinds(text: &Section) -> Result<Vec<LayerKind>, ConfigError> {

@@ -16,7 +16,7 @@ use super::names::{DECODER, EMBEDDING, Known, Names, encoder_scalar};
 use super::norm::{RmsNorm, Rotary};
 use super::options::{DeviceChoice, LoadOptions, WeightType};
 use super::vocab::{Table, VocabHead, embedding_scale};
-use super::weights::{RawTensor, WeightError, Weights};
+use super::weights::{RawTensor, WeightError, Weights, widened};
 use super::{DiffusionGemma, Parts};
 use crate::kernels::cpu::{self, Cpu, KvElement, PackedMatrix, Packing, Source};
 use crate::kernels::{ElementType, KernelError};
@@ -450,14 +450,6 @@ impl Loader<'_> {
         self.weights.release(name);
         made
     }
-}
-
-/// Numbers of any element type, exactly.
-fn widened(name: &str, element: ElementType, bytes: &[u8]) -> Result<Vec<f32>, LoadError> {
-    let (elements, size) = element.block();
-    let mut values = vec![0.0; bytes.len() / size * elements];
-    cpu::dequantise(element, bytes, &mut values).map_err(refused(name))?;
-    Ok(values)
 }
 
 fn refused(name: &str) -> impl FnOnce(KernelError) -> LoadError {

@@ -41,4 +41,4 @@ pub use footprint::{coarse_bytes, page_bytes, row_bytes, sliding_pages, slot_byt
 pub use load::LoadError;
 pub use names::EMBEDDING;
 pub use options::{DeviceChoice, LoadOptions, WeightType};
-pub use weights::{RawTensor, WeightError, Weights};
+pub use weights::{RawTensor, WeightError, Weights, widened};

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::kernels::ElementType;
+use crate::kernels::{ElementType, cpu};
 
 /// A stored tensor: its shape, row-major with the innermost dimension last (`[out, in]` for a matrix), and its bytes.
 #[derive(Debug, Clone)]
@@ -43,4 +43,16 @@ pub trait Weights: Send + Sync {
 
     /// Says that the tensor will not be read again, so that its mapped pages may be dropped.
     fn release(&self, name: &str);
+}
+
+/// The numbers of any element type as f32, exactly; `name` is the tensor that an error is about.
+///
+/// # Errors
+/// Where the bytes are no whole number of blocks.
+pub fn widened(name: &str, element: ElementType, bytes: &[u8]) -> Result<Vec<f32>, WeightError> {
+    let (elements, size) = element.block();
+    let mut values = vec![0.0; bytes.len() / size * elements];
+    cpu::dequantise(element, bytes, &mut values)
+        .map_err(|error| WeightError::Unreadable { name: name.to_owned(), why: error.to_string() })?;
+    Ok(values)
 }

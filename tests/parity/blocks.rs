@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 
 use super::cases::BOUND;
-use super::fixture::Fixture;
+use super::fixture::{Fixture, speak_like_the_demo};
 use super::formats::{distance, gguf, gguf_name, header, newer_layout};
 use super::world::World;
 
@@ -265,9 +265,8 @@ fn quantizing_stays_within_each_types_bound() {
         }
         // Into a file and back: the same bits.
         let mut source = opened(folder.path());
-        source.tokenizer = open(&Source::Demo).expect("the demo").tokenizer;
+        speak_like_the_demo(&mut source);
         let path = folder.path().join(format!("{scheme}.gguf"));
-        source.generation.end_tokens.truncate(1);
         let new = NewFile::begin(&path).expect("a new file");
         source.write_gguf(scheme, &new, &|_, _| ()).expect("it can be written");
         assert_eq!(logits(&fixture, &open(&Source::Gguf(path)).expect("it opens")), found, "{scheme}");

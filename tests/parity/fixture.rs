@@ -124,6 +124,23 @@ impl Numbers {
     }
 }
 
+/// Gives a checkpoint whose own tokenizer has no place in a GGUF file one that has: the demo's, cut to its vocabulary.
+pub fn speak_like_the_demo(checkpoint: &mut Checkpoint) {
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/tokenizer.json"));
+    let mut json: Value = serde_json::from_slice(&bytes.expect("the demo's tokenizer")).expect("JSON");
+    let model = json["model"].as_object_mut().expect("a model");
+    let vocabulary = model["vocab"].as_object_mut().expect("a vocabulary");
+    vocabulary.retain(|_, id| id.as_u64().expect("an id") < checkpoint.config.vocabulary as u64);
+    let vocabulary = vocabulary.clone();
+    model["merges"].as_array_mut().expect("merges").retain(|pair| {
+        let part = |at: usize| pair[at].as_str().expect("a part");
+        [part(0), part(1), &[part(0), part(1)].concat()].into_iter().all(|token| vocabulary.contains_key(token))
+    });
+    checkpoint.tokenizer = json.to_string().parse().expect("a tokenizer");
+    checkpoint.generation.end_tokens =
+        canvasd::checkpoint::open(&Source::Demo).expect("the demo").generation.end_tokens;
+}
+
 /// The fixtures that every run compares.
 pub fn committed() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");

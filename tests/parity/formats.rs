@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::cases::BOUND;
-use super::fixture::{Fixture, committed};
+use super::fixture::{Fixture, committed, speak_like_the_demo};
 use super::world::World;
 
 #[path = "../support/gguf.rs"]
@@ -215,11 +215,9 @@ fn quantizing_on_load_and_into_a_file_give_the_same_bits() {
         for (scheme, bound) in [(Quantization::Q8_0, 0.02), (Quantization::Q5_0, 0.2), (Quantization::Q4_0, 0.3)] {
             let folder = copy(&fixture);
             let path = folder.path().join("m.gguf");
-            // The fixtures' tokenizer has no place in GGUF; the demo's stands in, with the end token that it knows. Tokenizer and
-            // end tokens beside the file win on reading.
+            // Tokenizer and end tokens beside the file win on reading.
             let mut source = fixture.checkpoint();
-            source.tokenizer = open(&Source::Demo).unwrap().tokenizer;
-            source.generation.end_tokens.truncate(1);
+            speak_like_the_demo(&mut source);
             source.write_gguf(scheme, &NewFile::begin(&path).unwrap(), &|_, _| ()).unwrap();
             let on_load = logits(&fixture, &fixture.checkpoint().quantized(scheme).unwrap());
             assert_eq!(logits(&fixture, &open(&Source::Gguf(path)).unwrap()), on_load, "{} {scheme}", fixture.name);

@@ -145,6 +145,7 @@ fn unsupported_and_absurd_values_are_named() {
         ("text_config.final_logit_softcapping", json!(0)),
         ("text_config.final_logit_softcapping", json!(1000.5)),
         ("text_config.final_logit_softcapping", json!(1e300)),
+        ("text_config.partial_rotary_factor", json!(0.5)),
         ("text_config.layer_types", Value::from(vec!["linear_attention"; 6])),
         ("text_config.rope_parameters.sliding_attention.rope_type", json!("yarn")),
         ("text_config.rope_parameters.full_attention.partial_rotary_factor", json!(2)),
@@ -160,6 +161,24 @@ fn unsupported_and_absurd_values_are_named() {
     }
     for json in [json!(null), json!([]), json!("x"), json!({})] {
         assert!(Config::from_json(&json).is_err(), "{json}");
+    }
+}
+
+/// As Gemma 3 has them: they would change numbers, unless the newer keys stand beside them.
+#[test]
+fn older_spellings_are_not_overlooked() {
+    for (newer, older, value) in [
+        ("rope_parameters", "rope_theta", json!(5e5)),
+        ("rope_parameters", "rope_local_base_freq", json!(77)),
+        ("layer_types", "sliding_window_pattern", json!(2)),
+    ] {
+        let mut json = config();
+        json["text_config"][older] = value;
+        let beside = Config::from_json(&json).expect("the newer key wins");
+        assert_eq!(beside, Config::from_json(&config()).expect("the fixture's configuration"));
+        json["text_config"].as_object_mut().expect("an object").remove(newer).expect(newer);
+        let error = Config::from_json(&json).expect_err(older).to_string();
+        assert!(error.contains(&format!("text_config.{older} = ")) && error.contains(newer), "{error}");
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Behaviour {
     pub spoil: bool,
     /// Give etags that are no sums.
     pub unsummed: bool,
+    /// Give every file this etag.
+    pub etag: Option<String>,
     /// Ignore ranges.
     pub whole: bool,
     /// Answer so many requests with 503 first.
@@ -57,7 +59,11 @@ pub struct Behaviour {
 impl Behaviour {
     /// The etag of a file with this sum.
     fn etag(&self, sum: String) -> String {
-        if self.unsummed { format!("v-{}", &sum[..8]) } else { sum }
+        match &self.etag {
+            Some(etag) => etag.clone(),
+            None if self.unsummed => format!("v-{}", &sum[..8]),
+            None => sum,
+        }
     }
 }
 

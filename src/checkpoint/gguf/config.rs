@@ -15,7 +15,7 @@ use crate::kernels::ElementType;
 pub(crate) const ARCHITECTURE: &str = "diffusion-gemma";
 
 /// The end tokens beside the one that a file names, by their spelling.
-pub(crate) const TURN_ENDS: [&str; 2] = ["<turn|>", "<|tool_response>"];
+const TURN_ENDS: [&str; 2] = ["<turn|>", "<|tool_response>"];
 
 /// Divisors of at least this size stand for "does not rotate" (files have 1e30).
 const STILL: f32 = 1e9;
@@ -99,7 +99,7 @@ impl Keys<'_> {
             "rms_norm_eps": self.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-6),
             "hidden_activation": "gelu_pytorch_tanh",
             "final_logit_softcapping": self.float("final_logit_softcapping")?.unwrap_or(30.0),
-            "rope_parameters": self.rope_section(heads.full_size)?,
+            "rope_parameters": self.rope_section()?,
             "tie_word_embeddings": true,
         });
         if let Some(experts) = self.model("expert_count")?.filter(|&count| count > 0) {
@@ -135,8 +135,8 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// How positions turn the heads; `head` is the size of a global one.
-    fn rope_section(&self, head: u64) -> Result<Json, CheckpointError> {
+    /// How positions turn the heads; how much of a global one turns, [`Keys::rotating_pairs`] says.
+    fn rope_section(&self) -> Result<Json, CheckpointError> {
         Ok(json!({
             "sliding_attention": {
                 "rope_type": "default",
@@ -145,7 +145,6 @@ impl Keys<'_> {
             "full_attention": {
                 "rope_type": "proportional",
                 "rope_theta": self.float("rope.freq_base")?.unwrap_or(1e6),
-                "partial_rotary_factor": self.rotating_share(head)?,
             },
         }))
     }
@@ -265,15 +264,12 @@ impl Keys<'_> {
         Ok(Some(first))
     }
 
-    /// How much of a global head rotates, read off the tensor of divisors; all of it where there is none.
-    fn rotating_share(&self, head: u64) -> Result<f64, CheckpointError> {
+    /// How many pairs of a global head rotate, read off the tensor of divisors; all of them where there is none.
+    pub(crate) fn rotating_pairs(&self, head: usize) -> Result<usize, CheckpointError> {
         let file = &self.container.file;
-        let Some(record) = self.container.tensors.get(ROPE_FREQS) else { return Ok(1.0) };
+        let Some(record) = self.container.tensors.get(ROPE_FREQS) else { return Ok(head / 2) };
         let wrong = |why: &str| CheckpointError::unsupported(file, format!("tensor {ROPE_FREQS}: {why}"));
-        if record.kind.element != Some(ElementType::F32)
-            || record.shape.len() != 1
-            || record.shape[0] as u64 != head / 2
-        {
+        if record.kind.element != Some(ElementType::F32) || record.shape.len() != 1 || record.shape[0] != head / 2 {
             return Err(wrong(&format!("{} F32 divisors were expected", head / 2)));
         }
         let bytes = &self.bytes[record.range.clone()];
@@ -283,7 +279,7 @@ impl Keys<'_> {
         if !divisors[rotating..].iter().all(|&divisor| divisor >= STILL) {
             return Err(wrong("divisors other than 1 followed by 1e30 are not supported"));
         }
-        Ok(rotating as f64 / divisors.len().max(1) as f64)
+        Ok(rotating)
     }
 
     fn wrong(&self, key: &str, why: impl Into<String>) -> CheckpointError {

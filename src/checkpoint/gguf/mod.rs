@@ -2,7 +2,9 @@
 
 mod config;
 mod container;
+mod described;
 mod names;
+mod read_back;
 mod weights;
 mod write;
 
@@ -10,6 +12,7 @@ use std::path::Path;
 
 pub(crate) use config::Keys;
 pub(crate) use container::Container;
+pub(crate) use described::Described;
 pub(crate) use weights::GgufWeights;
 pub use write::Written;
 pub(crate) use write::write;

@@ -146,6 +146,24 @@ fn writers_differ_in_types() {
     assert_eq!((generation.max_denoising_steps, generation.t_max, generation.entropy_bound), (12, 0.9, 0.2));
 }
 
+/// As many as the file has, whatever the share that they are comes to.
+#[test]
+fn the_divisors_are_counted_as_they_are() {
+    let key = |name: &str| format!("diffusion-gemma.attention.{name}");
+    for rotating in 0..=52 {
+        let divisors = (0..52).map(|pair| if pair < rotating { 1.0 } else { 1e30 });
+        let file = model().u32(&key("key_length"), 104).u32(&key("value_length"), 104).tensor(
+            "rope_freqs.weight",
+            0,
+            &[52],
+            floats(divisors),
+        );
+        assert_eq!(opened(&file).unwrap().config.full.rope.rotating_pairs, rotating);
+    }
+    let all = opened(&model().without_tensor("rope_freqs.weight")).unwrap().config.full.rope;
+    assert_eq!(all.rotating_pairs, 8);
+}
+
 #[test]
 fn what_cannot_be_served_is_named() {
     let key = |name: &str| format!("diffusion-gemma.{name}");
@@ -182,6 +200,14 @@ fn what_cannot_be_served_is_named() {
         (
             model().tensor("blk.0.attn_k.weight", 40, &[1, 64], vec![0; 36]),
             "tensor blk.0.attn_k.weight is of type NVFP4",
+        ),
+        (
+            model().tensor("model.decoder.norm.weight", 0, &[HIDDEN], floats([2.0; HIDDEN])),
+            "tensor model.decoder.norm.weight has its name from another format; it is output_norm.weight",
+        ),
+        (
+            model().tensor("model.encoder.language_model.layers.0.layer_scalar", 0, &[1], floats([2.0])),
+            "it is blk.0.enc_layer_output_scale.weight",
         ),
     ] {
         let error = opened(&file).unwrap_err().to_string();

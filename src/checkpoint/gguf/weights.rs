@@ -36,7 +36,7 @@ impl GgufWeights {
     /// Gives every tensor its hub name; tensors that the model does not have keep their own.
     ///
     /// # Errors
-    /// Where a tensor of the model has a type that cannot be computed with, or halves do not fit each other.
+    /// Where a tensor of the model has a type that cannot be computed with or the hub's name, or halves do not fit each other.
     pub(crate) fn new(container: &Container, bytes: Bytes) -> Result<Self, CheckpointError> {
         let mut tensors = HashMap::new();
         for (name, record) in &container.tensors {
@@ -46,6 +46,11 @@ impl GgufWeights {
                 continue;
             }
             usable(container, name, record)?;
+            // Beside the tensor that is meant by it, either could be taken.
+            if let Some(own) = names::to_gguf(name) {
+                let why = format!("tensor {} has its name from another format; it is {own} in GGUF files", shown(name));
+                return Err(CheckpointError::unsupported(&container.file, format!("{why}: convert the model again")));
+            }
             let fused = sibling(name, GATE, FUSED);
             let place = if name.ends_with(GATE) && !container.tensors.contains_key(&fused) {
                 let other = sibling(name, GATE, UP);
@@ -96,11 +101,12 @@ impl GgufWeights {
                 kind: record.kind.name.to_owned(),
                 element: record.kind.element,
                 bytes: record.range.len() as u64,
-                made: matches!(place, Place::Halves(..)),
+                made: 0,
             };
             if let (Place::Halves(..), [_, rows, _]) = (place, stored.shape.as_mut_slice()) {
                 *rows *= 2;
                 stored.bytes *= 2;
+                stored.made = stored.bytes;
             }
             stored
         };

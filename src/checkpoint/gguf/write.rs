@@ -8,12 +8,13 @@ use serde_json::Value as Json;
 use super::super::block_types::GgufType;
 use super::super::error::CheckpointError;
 use super::super::new_file::NewFile;
-use super::super::quantize::{Quantization, quantize, widened};
+use super::super::quantize::{Quantization, quantize};
 use super::super::{Checkpoint, GenerationDefaults};
-use super::config::{ARCHITECTURE, TURN_ENDS};
+use super::config::ARCHITECTURE;
 use super::names::{self, ROPE_FREQS};
+use super::read_back;
 use crate::kernels::ElementType;
-use crate::model::{Config, LayerKind, Weights};
+use crate::model::{Config, LayerKind, Weights, widened};
 
 const ALIGNMENT: u64 = 32;
 const UNSIGNED: u32 = 4;
@@ -56,38 +57,15 @@ pub(crate) fn write(
     report: &dyn Fn(u64, u64),
 ) -> Result<Written, CheckpointError> {
     let refused = |source| CheckpointError::Write { path: new.path().to_owned(), source };
-    expressible(checkpoint)?;
     let keys = keys(checkpoint, scheme)?;
     let (plan, left_out) = plan(checkpoint, scheme)?;
+    read_back::check(checkpoint, &description(checkpoint, &keys, &plan).map_err(refused)?)?;
     let mut out = BufWriter::with_capacity(1 << 20, new.file());
     head(&mut out, &keys, &plan).map_err(refused)?;
     tensors(&mut out, checkpoint, &plan, &refused, report)?;
     let bytes = out.flush().and_then(|()| out.stream_position()).map_err(refused)?;
     new.finish().map_err(refused)?;
     Ok(Written { tensors: plan.len(), bytes, left_out })
-}
-
-/// Refuses a checkpoint of which a GGUF file would make another model: that has no keys for what is asked here.
-fn expressible(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let lost = |file: &str, what: String| {
-        let why = format!("{what} cannot be said in a GGUF file; use the checkpoint as it is (--quantize works on it)");
-        Err(CheckpointError::unsupported(file, why))
-    };
-    let (full, sliding) = (&checkpoint.config.full.rope, &checkpoint.config.sliding);
-    if full.factor != 1.0 {
-        return lost("config.json", format!("rope_parameters.full_attention.factor = {}", full.factor));
-    }
-    if sliding.rope.factor != 1.0 || sliding.rope.rotating_pairs != sliding.head_dim / 2 {
-        return lost("config.json", "a rope_type of sliding_attention other than \"default\"".to_owned());
-    }
-    let spelled = TURN_ENDS.into_iter().filter_map(|spelling| checkpoint.tokenizer.token_to_id(spelling));
-    let told: Vec<u32> = spelled.chain(end_token(checkpoint)).collect();
-    match checkpoint.generation.end_tokens.iter().find(|id| !told.contains(id)) {
-        Some(id) => {
-            lost("generation_config.json", format!("eos_token_id {id}, beside those that end texts and turns,"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// The one end token that a file names.
@@ -176,6 +154,14 @@ fn pad(out: &mut (impl Write + Seek)) -> io::Result<()> {
     out.write_all(&zeros[..(at.next_multiple_of(ALIGNMENT) - at) as usize])
 }
 
+/// The file as far as it says what the model is: without any tensor but the divisors of the rotation, which are the first.
+fn description(checkpoint: &Checkpoint, keys: &[(String, Vec<u8>)], plan: &[Planned]) -> io::Result<Vec<u8>> {
+    let mut out = io::Cursor::new(Vec::new());
+    head(&mut out, keys, plan.get(..1).unwrap_or_default())?;
+    out.write_all(&divisors(&checkpoint.config))?;
+    Ok(out.into_inner())
+}
+
 fn tensors(
     out: &mut (impl Write + Seek),
     checkpoint: &Checkpoint,
@@ -195,7 +181,7 @@ fn tensors(
                 if raw.element == planned.element {
                     out.write_all(&raw.bytes).map_err(refused)?;
                 } else if planned.element == ElementType::F32 {
-                    let values = widened(raw.element, &raw.bytes);
+                    let values = widened(hub, raw.element, &raw.bytes)?;
                     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
                     out.write_all(&bytes).map_err(refused)?;
                 } else {
@@ -212,8 +198,7 @@ fn tensors(
     Ok(())
 }
 
-/// Divisors of the global layers' angles: 1 for the pairs that rotate (see [`expressible`]), so much for the others that they
-/// stand still.
+/// Divisors of the global layers' angles: 1 for the pairs that rotate, so much for the others that they stand still.
 fn divisors(config: &Config) -> Vec<u8> {
     let rotating = config.full.rope.rotating_pairs;
     let divisor = |pair: usize| if pair < rotating { 1f32 } else { 1e30 };

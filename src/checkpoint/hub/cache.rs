@@ -1,6 +1,6 @@
 //! The cache on disk: `models--owner--name/{blobs, refs, snapshots}`.
 //!
-//! A blob is named by its etag, a snapshot is a folder named by its commit whose files point at blobs, and a ref holds the
+//! A blob is named by its etag (and by its file, where the etag is no sum of the bytes), a snapshot is a folder named by its commit whose files point at blobs, and a ref holds the
 //! commit that a branch or tag stood for when it was last asked for. What is ours alone lies beside them under names that
 //! begin with `.canvasd`.
 
@@ -46,8 +46,8 @@ impl Repo {
 #[cfg(feature = "hub")]
 impl Repo {
     /// The file that holds a blob's bytes.
-    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
-        self.folder.join("blobs").join(etag)
+    pub(crate) fn blob(&self, name: &str) -> PathBuf {
+        self.folder.join("blobs").join(name)
     }
 
     /// The file whose lock says that somebody downloads into this folder.
@@ -77,22 +77,28 @@ impl Repo {
     }
 
     /// Puts a blob into a snapshot under its file name: a link, or a copy where links are not to be had.
-    pub(crate) fn link(&self, commit: &str, file: &str, etag: &str) -> std::io::Result<()> {
+    pub(crate) fn link(&self, commit: &str, file: &str, blob: &str, size: u64) -> std::io::Result<()> {
         let at = self.snapshot(commit).join(file);
         std::fs::create_dir_all(at.parent().unwrap_or(&self.folder))?;
-        if at.exists() {
+        if has_length(&at, size) {
             return Ok(());
         }
-        // A link that points nowhere would be in the way.
+        // A link that points nowhere, or to something else, would be in the way.
         let _ = std::fs::remove_file(&at);
         #[cfg(unix)]
         {
             let up = "../".repeat(2 + file.matches('/').count());
-            std::os::unix::fs::symlink(format!("{up}blobs/{etag}"), &at)
+            std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), &at)
         }
         #[cfg(not(unix))]
-        std::fs::copy(self.blob(etag), &at).map(|_| ())
+        std::fs::copy(self.blob(blob), &at).map(|_| ())
     }
+}
+
+/// Whether there is a file of this length.
+#[cfg(feature = "hub")]
+pub(crate) fn has_length(path: &Path, length: u64) -> bool {
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == length)
 }
 
 /// Whether a text is a commit's number, and thereby safe as a folder's name.

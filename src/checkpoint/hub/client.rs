@@ -4,16 +4,20 @@ use std::io::Read;
 use std::time::Duration;
 
 use serde::Deserialize;
+use sha2::Digest;
 use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::super::error::{CheckpointError, shown};
 use super::super::source::HubName;
 use super::cache::{is_commit, stays_inside};
+use super::sum::Sum;
 use super::{Hub, refused};
 
 /// A listing of thousands of files stays below this.
 const LONGEST_LISTING: u64 = 64 << 20;
+/// Lists of shards name each tensor, of which there are some thousands.
+const LONGEST_INDEX: u64 = 64 << 20;
 /// Redirects within the hub (renamed repositories); one more leads to where the bytes are.
 const MOST_REDIRECTS: usize = 5;
 
@@ -35,8 +39,10 @@ pub(crate) struct Listing {
 #[derive(Debug, Clone)]
 pub(crate) struct FileInfo {
     pub(crate) name: String,
-    /// Names the blob: the SHA-256 of a large file, the git blob's SHA-1 of a small one.
+    /// The SHA-256 of a large file, the git blob's SHA-1 of a small one; mirrors have others, which say nothing of the bytes.
     pub(crate) etag: String,
+    /// The name of the blob that holds it.
+    pub(crate) blob: String,
     pub(crate) size: u64,
     /// Where to ask for the bytes.
     pub(crate) url: String,
@@ -119,7 +125,26 @@ impl<'a> Client<'a> {
         let size = text(headers, "x-linked-size").or_else(|| text(headers, "content-length"));
         let size = size.and_then(|size| size.parse().ok());
         let size = size.ok_or_else(|| self.final_error(format!("the hub does not tell the size of {file}")))?;
-        Ok(FileInfo { name: file.to_owned(), etag: etag.to_owned(), size, url })
+        let blob = blob_name(commit, file, etag);
+        Ok(FileInfo { name: file.to_owned(), etag: etag.to_owned(), blob, size, url })
+    }
+
+    /// All of a small file.
+    pub(crate) fn whole(&self, file: &FileInfo) -> Result<Vec<u8>, Failure> {
+        if file.size > LONGEST_INDEX {
+            return Err(self.final_error(format!("{} has {} bytes, more than any has", file.name, file.size)));
+        }
+        let mut bytes = Vec::new();
+        let read = match file.size {
+            0 => Ok(0),
+            size => self.range(file, 0, size)?.take(size).read_to_end(&mut bytes),
+        };
+        let broken = |why| Failure::Passing(format!("{}: {why}", file.name), None);
+        match read {
+            Ok(count) if count as u64 == file.size => Ok(bytes),
+            Ok(_) => Err(broken("the connection broke".to_owned())),
+            Err(error) => Err(broken(error.to_string())),
+        }
     }
 
     /// Bytes of a file from `start` to the end of the range; the answer is checked to be that range.
@@ -239,6 +264,18 @@ impl<'a> Client<'a> {
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
+}
+
+/// The etag, where it is a sum. Any other may be that of many files, and of this one after it has changed.
+fn blob_name(commit: &str, file: &str, etag: &str) -> String {
+    match Sum::of(etag) {
+        Some(_) => etag.to_owned(),
+        None => {
+            let place = sha2::Sha256::digest(format!("{commit}/{file}"));
+            let place: String = place.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+            format!("{etag}-{place}")
+        }
+    }
 }
 
 /// An etag without its quotes and the mark of a weak one.

@@ -11,6 +11,8 @@ mod client;
 mod journal;
 mod select;
 #[cfg(feature = "hub")]
+mod sum;
+#[cfg(feature = "hub")]
 mod transfer;
 
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
 //! Which files of a repository make the checkpoint that a name means.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::super::folder::{INDEX, SINGLE};
@@ -54,12 +55,8 @@ pub(crate) fn choose(name: &HubName, files: &[String]) -> Result<Chosen, Choice>
         return Ok(Chosen { files: vec![file] });
     }
     let mut chosen: Vec<String> = SMALL.iter().filter(|file| has(file)).map(|file| (*file).to_owned()).collect();
-    if has(INDEX) {
-        chosen.push(INDEX.to_owned());
-        chosen.extend(files.iter().filter(|file| is_shard(file)).cloned());
-    } else {
-        chosen.push(SINGLE.to_owned());
-    }
+    // What shards there are, the index alone can say: see [`Chosen::add_shards`].
+    chosen.push(if has(INDEX) { INDEX } else { SINGLE }.to_owned());
     Ok(Chosen { files: chosen })
 }
 
@@ -73,9 +70,11 @@ fn is_gguf(file: &str) -> bool {
     file.to_ascii_lowercase().ends_with(".gguf")
 }
 
-/// `model-00001-of-00011.safetensors`, at the top of the repository.
-fn is_shard(file: &str) -> bool {
-    file.starts_with("model-") && file.ends_with(".safetensors") && !file.contains('/')
+/// The files that an index names, each once; `None` where it cannot be read.
+fn shards(index: &[u8]) -> Option<BTreeSet<String>> {
+    let index: serde_json::Value = serde_json::from_slice(index).ok()?;
+    let map = index.get("weight_map")?.as_object()?;
+    Some(map.values().filter_map(|shard| shard.as_str()).map(str::to_owned).collect())
 }
 
 /// The one file of this name, or of this quantization.
@@ -120,14 +119,31 @@ impl Chosen {
         if !self.files.iter().all(|file| there(file)) {
             return false;
         }
-        if !self.files.iter().any(|file| file == INDEX) {
+        if !self.sharded() {
             return true;
         }
-        let index = std::fs::read(snapshot.join(INDEX)).ok();
-        let index: Option<serde_json::Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         // An index that cannot be read is for the opening to explain; downloading it again would not mend it.
-        let Some(map) = index.as_ref().and_then(|index| index.get("weight_map")?.as_object()) else { return true };
-        map.values().filter_map(|shard| shard.as_str()).all(there)
+        let index = std::fs::read(snapshot.join(INDEX)).unwrap_or_default();
+        shards(&index).is_none_or(|shards| shards.iter().all(|shard| there(shard)))
+    }
+
+    /// Whether its weights are the files that an index names.
+    pub(crate) fn sharded(&self) -> bool {
+        self.files.iter().any(|file| file == INDEX)
+    }
+
+    /// Adds the files that the index names, out of those that the repository has. One that cannot be read names none: the
+    /// opening explains it.
+    #[cfg(feature = "hub")]
+    pub(crate) fn add_shards(&mut self, index: &[u8], files: &[String]) -> Result<(), Choice> {
+        for shard in shards(index).unwrap_or_default() {
+            if !files.contains(&shard) {
+                let shard = super::super::error::shown(&shard);
+                return Err(Choice::Nothing(format!("{INDEX} names {shard}, which the repository does not have")));
+            }
+            self.files.push(shard);
+        }
+        Ok(())
     }
 
     /// Whether a checkpoint can be opened from what is there, where nobody can say what more the repository has.
@@ -161,13 +177,24 @@ mod tests {
             pick(None, &["README.md", "config.json", "model.safetensors"]).unwrap(),
             ["config.json", "model.safetensors"]
         );
-        let shards =
-            ["config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX, "sub/model-9.safetensors"];
-        assert_eq!(
-            pick(None, &shards).unwrap(),
-            ["config.json", INDEX, "model-1-of-2.safetensors", "model-2-of-2.safetensors"]
-        );
+        let shards = ["config.json", "model.safetensors-1-of-2.safetensors", "b.safetensors", INDEX, "c.safetensors"];
+        assert_eq!(pick(None, &shards).unwrap(), ["config.json", INDEX], "the shards are for the index to name");
         assert!(matches!(pick(None, &["README.md"]), Err(Choice::Nothing(_))));
+    }
+
+    #[test]
+    #[cfg(feature = "hub")]
+    fn shards_are_those_of_the_index() {
+        let listed = ["b.safetensors", "model-1-of-2.safetensors", "unused.safetensors"].map(str::to_owned);
+        let added = |index: &str| {
+            let mut chosen = Chosen { files: vec![INDEX.to_owned()] };
+            chosen.add_shards(index.as_bytes(), &listed).map(|()| chosen.files.split_off(1))
+        };
+        let both = r#"{"weight_map": {"x": "model-1-of-2.safetensors", "y": "b.safetensors", "z": "b.safetensors"}}"#;
+        assert_eq!(added(both).unwrap(), ["b.safetensors", "model-1-of-2.safetensors"]);
+        assert_eq!(added("{").unwrap(), [""; 0]);
+        let Err(Choice::Nothing(why)) = added(r#"{"weight_map": {"x": "a.safetensors"}}"#) else { panic!() };
+        assert!(why.contains("names a.safetensors, which the repository does not have"), "{why}");
     }
 
     #[test]

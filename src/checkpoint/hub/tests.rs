@@ -3,6 +3,7 @@
 #![cfg(feature = "hub")]
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Mutex;
 
 use sha2::Digest;
@@ -83,6 +84,68 @@ fn a_sharded_checkpoint_arrives_whole() {
             .iter()
             .all(|seen| !seen.path.starts_with("/stored/") && (seen.method == "HEAD" || seen.path.starts_with("/api")))
     );
+}
+
+#[test]
+fn shards_may_have_any_name() {
+    let index =
+        serde_json::json!({"weight_map": {"a": "model.safetensors-1-of-2.safetensors", "b": "rest.safetensors"}});
+    let mut files = vec![
+        ("config.json", config()),
+        ("model.safetensors.index.json", index.to_string().into_bytes()),
+        ("model.safetensors-1-of-2.safetensors", noise(9, 2)),
+        ("model-1-of-1.safetensors", b"of an older index".to_vec()),
+        ("rest.safetensors", noise(5, 3)),
+    ];
+    let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+    let hub = hub(&server, &cache);
+    let Source::Folder(snapshot) = hub.fetch(&name("own/er"), &quiet).unwrap() else { panic!() };
+    assert!(!snapshot.join("model-1-of-1.safetensors").exists(), "not asked for");
+    for (file, bytes) in files.iter().filter(|(file, _)| *file != "model-1-of-1.safetensors") {
+        assert!(std::fs::read(snapshot.join(file)).unwrap() == *bytes, "{file}");
+    }
+    files.retain(|(file, _)| *file != "rest.safetensors");
+    let server = Server::start(&files);
+    server.seen();
+    let cache = tempfile::tempdir().unwrap();
+    let error = self::hub(&server, &cache).fetch(&name("own/er"), &quiet).unwrap_err().to_string();
+    assert!(error.contains("names rest.safetensors, which the repository does not have"), "{error}");
+    assert!(server.seen().iter().all(|seen| !seen.path.starts_with("/stored/")), "no byte of the weights");
+}
+
+#[test]
+fn files_of_one_etag_that_is_no_sum_are_kept_apart() {
+    // Two shards of one length, as mirrors that name files by time and length have them.
+    let mut files = sharded();
+    files[4].1 = noise(5, 2);
+    for etag in ["v-1", "5f1e2d3c-5"] {
+        let (server, cache) = (Server::start(&files), tempfile::tempdir().unwrap());
+        server.set(|behaviour| behaviour.etag = Some(etag.to_owned()));
+        let hub = hub(&server, &cache);
+        let whole = |snapshot: &Path| {
+            for (file, bytes) in &files[1..] {
+                assert!(std::fs::read(snapshot.join(file)).unwrap() == *bytes, "{etag}: {file}");
+            }
+        };
+        let Source::Folder(snapshot) = hub.fetch(&name("own/er"), &quiet).unwrap() else { panic!() };
+        whole(&snapshot);
+        // What is there is not fetched again, also where another program has named the blob by the etag alone.
+        let own = snapshot.join("tokenizer.json");
+        std::fs::remove_file(own.canonicalize().unwrap()).unwrap();
+        std::fs::remove_file(own).unwrap();
+        let theirs = snapshot.join("../../blobs").join(etag);
+        std::fs::write(&theirs, &files[2].1).unwrap();
+        std::fs::copy(&theirs, snapshot.join("tokenizer.json")).unwrap();
+        server.seen();
+        hub.mend(&name("own/er"), &quiet).unwrap();
+        assert!(server.seen().iter().all(|seen| seen.method == "HEAD" || seen.path.starts_with("/api")));
+        whole(&snapshot);
+        // A name that leads to another file's bytes is set right.
+        std::fs::remove_file(snapshot.join("model-1-of-2.safetensors")).unwrap();
+        std::fs::copy(&theirs, snapshot.join("model-1-of-2.safetensors")).unwrap();
+        hub.fetch(&name("own/er"), &quiet).unwrap();
+        whole(&snapshot);
+    }
 }
 
 #[test]

@@ -2,20 +2,19 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sha2::Digest;
-
 use super::super::error::CheckpointError;
-use super::super::folder::Folder;
+use super::super::folder::{Folder, INDEX};
 use super::super::source::{HubName, Source};
-use super::cache::Repo;
-use super::client::{Client, Failure, FileInfo};
+use super::cache::{Repo, has_length};
+use super::client::{Client, Failure, FileInfo, Listing};
 use super::journal::{self, Cut, Journal};
+use super::select::{Choice, Chosen};
+use super::sum::{Sum, agrees};
 use super::{Hub, Phase, Progress, Trust, refused, select};
 
 /// Connections at a time.
@@ -86,9 +85,8 @@ pub(super) fn fetch(
 ) -> Result<Source, CheckpointError> {
     let client = Client::new(hub, name);
     let listing = patiently(name, || client.listing())?;
-    let chosen = select::choose(name, &listing.files)
-        .map_err(|(select::Choice::Nothing(why) | select::Choice::Several(why))| refused(name, why))?;
     let repo = Repo::of(&hub.cache, &name.repo);
+    let chosen = chosen(&client, name, &repo, &listing)?;
     let cache = |error: std::io::Error| on_disk(name, &hub.cache, &error);
     repo.create().map_err(cache)?;
     let _lock = lock(&repo, name)?;
@@ -101,10 +99,10 @@ pub(super) fn fetch(
         weed(name, &repo, &listing.commit, &infos, report)?;
     }
     warn_of_no_sums(&infos);
-    let downloads = downloads(&repo, &infos);
+    let downloads = downloads(&repo, &listing.commit, &infos);
     let link = |wanted: &dyn Fn(&str) -> bool| {
         let mut wanted = infos.iter().filter(|info| wanted(&info.name));
-        wanted.try_for_each(|info| repo.link(&listing.commit, &info.name, &info.etag)).map_err(cache)
+        wanted.try_for_each(|info| repo.link(&listing.commit, &info.name, &info.blob, info.size)).map_err(cache)
     };
     let snapshot = repo.snapshot(&listing.commit);
     // A GGUF file is described by itself alone.
@@ -117,14 +115,38 @@ pub(super) fn fetch(
     };
     transfer(hub, name, &client, &infos, &downloads, &described, report)?;
     link(&|_| true)?;
-    repo.remember(&name.revision, &listing.commit).map_err(cache)?;
-    if !chosen.complete(&snapshot) {
-        return Err(refused(name, "the repository lacks shards that its index names; it cannot be used"));
+    // Two files of one sum and two lengths, or another index than the one that was asked first.
+    if !(infos.iter().all(|info| has_length(&snapshot.join(&info.name), info.size)) && chosen.complete(&snapshot)) {
+        let why = "what the hub says of its files does not fit together, so they cannot be used; do not trust";
+        return Err(refused(name, format!("{why} {}", hub.endpoint)));
     }
+    repo.remember(&name.revision, &listing.commit).map_err(cache)?;
     if name.file.is_none() {
         repo.note_meaning(&listing.commit, &chosen.files).map_err(cache)?;
     }
     Ok(chosen.source(&snapshot))
+}
+
+/// Which files to have, with the shards that an index names.
+fn chosen(client: &Client<'_>, name: &HubName, repo: &Repo, listing: &Listing) -> Result<Chosen, CheckpointError> {
+    let because = |(Choice::Nothing(why) | Choice::Several(why))| refused(name, why);
+    let mut chosen = select::choose(name, &listing.files).map_err(because)?;
+    if chosen.sharded() {
+        let index = index(client, name, repo, &listing.commit)?;
+        chosen.add_shards(&index, &listing.files).map_err(because)?;
+    }
+    Ok(chosen)
+}
+
+/// The list of shards, from the cache where it is there.
+fn index(client: &Client<'_>, name: &HubName, repo: &Repo, commit: &str) -> Result<Vec<u8>, CheckpointError> {
+    let info = patiently(name, || client.file_info(commit, INDEX))?;
+    let blob = repo.blob(&info.blob);
+    let read = |source| CheckpointError::Read { path: blob.clone(), source };
+    if has_length(&blob, info.size) && agrees(&blob, &info.etag, info.size).map_err(read)? {
+        return std::fs::read(&blob).map_err(read);
+    }
+    patiently(name, || client.whole(&info))
 }
 
 /// Says of which files nobody will know whether their bytes are the right ones.
@@ -147,7 +169,7 @@ fn weed(
     for info in infos {
         report(&Progress { done, total, resumed: 0, begun_at: 0, phase: Phase::Verify });
         // A snapshot has links, or files of its own where links are not to be had.
-        for path in [repo.blob(&info.etag), repo.snapshot(commit).join(&info.name)] {
+        for path in [repo.blob(&info.blob), repo.snapshot(commit).join(&info.name)] {
             if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
                 continue;
             }
@@ -191,12 +213,14 @@ fn lock(repo: &Repo, name: &HubName) -> Result<File, CheckpointError> {
 }
 
 /// The files that are not yet in the cache, each once.
-fn downloads(repo: &Repo, infos: &[FileInfo]) -> Vec<Download> {
+fn downloads(repo: &Repo, commit: &str, infos: &[FileInfo]) -> Vec<Download> {
     let mut seen = HashSet::new();
     let mut list = Vec::new();
-    for info in infos.iter().filter(|info| seen.insert(&info.etag)) {
-        let blob = repo.blob(&info.etag);
-        if blob.metadata().is_ok_and(|meta| meta.len() == info.size) {
+    for info in infos.iter().filter(|info| seen.insert(&info.blob)) {
+        let blob = repo.blob(&info.blob);
+        // Another program names the blob otherwise where the etag is no sum: then the commit's own file is what tells.
+        let linked = Sum::of(&info.etag).is_none() && has_length(&repo.snapshot(commit).join(&info.name), info.size);
+        if linked || has_length(&blob, info.size) {
             continue;
         }
         let journal = Mutex::new(Some(Journal::look(&blob, info.size)));
@@ -362,48 +386,6 @@ impl Shared<'_> {
         }
         journal.keep(&download.blob).map_err(read)
     }
-}
-
-/// The sums that an etag can be.
-enum Sum {
-    /// SHA-256 of a large file's bytes.
-    Sha256,
-    /// Git's SHA-1 of a small file.
-    Git,
-}
-
-impl Sum {
-    /// `None` for etags of other forms, which say nothing about the bytes.
-    fn of(etag: &str) -> Option<Sum> {
-        match etag.len() {
-            _ if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => None,
-            64 => Some(Sum::Sha256),
-            40 => Some(Sum::Git),
-            _ => None,
-        }
-    }
-}
-
-/// Whether a file's bytes have the sum that its etag is, as far as that can be told.
-fn agrees(path: &Path, etag: &str, size: u64) -> std::io::Result<bool> {
-    let found = match Sum::of(etag) {
-        None => return Ok(true),
-        Some(Sum::Sha256) => sum(path, sha2::Sha256::new())?,
-        Some(Sum::Git) => sum(path, sha1::Sha1::new().chain_update(format!("blob {size}\0")))?,
-    };
-    Ok(found.eq_ignore_ascii_case(etag))
-}
-
-fn sum(path: &Path, mut state: impl Digest) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => break,
-            count => state.update(&block[..count]),
-        }
-    }
-    Ok(state.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Asks again while failures may pass.
