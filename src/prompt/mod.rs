@@ -9,6 +9,7 @@ mod call;
 mod calling;
 mod chat;
 mod clock;
+mod decimal;
 mod depth;
 mod detokenize;
 mod encode;
