@@ -23,6 +23,10 @@ pub trait Structure: Send {
     /// # Errors
     /// [`StructureError`] where the language cannot be followed.
     fn commit(&mut self, tokens: &[u32]) -> Result<(), StructureError>;
+
+    /// The canvas that follows what was committed is begun anew, and comes to ask the same again: what was spent on it so far
+    /// does not count twice.
+    fn restart(&mut self) {}
 }
 
 /// The language cannot be followed any further.

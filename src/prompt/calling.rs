@@ -43,18 +43,38 @@ pub(super) fn grammar(tools: &[CalledTool], quote: u32, close: u32) -> String {
     }
     format!(
         r#"start: ({calls}) <[{close}]>
-value: string | NUMBER | "true" | "false" | "null" | list | map
+{values}scalar: string | NUMBER | "true" | "false" | "null"
 string: <[{quote}]> TEXT? <[{quote}]>
-list: "[" (value ("," value)*)? "]"
-map: "{{" (pair ("," pair)*)? "}}"
-pair: KEY ":" value
 TEXT: /(?s:.+)/
 KEY: /[A-Za-z_][A-Za-z0-9_.\-]*/
-INTEGER: /0|-?[1-9][0-9]*/
-NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+\-]?[0-9]+)?/
+INTEGER: /0|-?[1-9][0-9]{{0,18}}/
+NUMBER: /-?(0|[1-9][0-9]{{0,18}})(\.[0-9]{{1,18}})?([eE][+\-]?[0-9]{{1,2}})?/
 {rules}"#,
         calls = calls.join(" | "),
+        values = values(),
     )
+}
+
+/// Most lists and objects within each other where a schema leaves the value free. Whoever reads calls does not follow them
+/// for ever, and neither do readers of JSON. Numbers, too, are no longer than readers take.
+const FREE_LEVELS: usize = 32;
+
+/// The rules of any value, and of any object.
+fn values() -> String {
+    let mut rules = String::new();
+    for level in 0..FREE_LEVELS {
+        let name = |rule: &str, level: usize| if level == 0 { rule.to_owned() } else { format!("{rule}_{level}") };
+        let [value, list, map, pair] = ["value", "list", "map", "pair"].map(|rule| name(rule, level));
+        let inner = if level + 1 < FREE_LEVELS { name("value", level + 1) } else { "scalar".to_owned() };
+        let _ = writeln!(
+            rules,
+            r#"{value}: scalar | {list} | {map}
+{list}: "[" ({inner} ("," {inner})*)? "]"
+{map}: "{{" ({pair} ("," {pair})*)? "}}"
+{pair}: KEY ":" {inner}"#
+        );
+    }
+    rules
 }
 
 /// Text that stands in the grammar for itself.

@@ -47,7 +47,7 @@ pub(super) fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> 
 }
 
 /// What the library finds by the same reference: it takes the pointer's parts as they are written.
-fn literal_target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+pub(super) fn literal_target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     if reference == "#" || reference == "#/" {
         return Some(root);
     }

@@ -353,6 +353,10 @@ impl Machine {
         });
         match call {
             Some(call) => {
+                let mut held = String::new();
+                self.stop.release(&mut held);
+                self.kept += held.len();
+                self.show(&held, out);
                 self.calls += 1;
                 self.space.clear();
                 self.blank = Blank::Waits;

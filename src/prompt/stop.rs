@@ -90,14 +90,20 @@ impl StopScanner {
                 }
             }
             if longest > 0 {
-                out.push_str(self.held.get(..i + 1 - longest).unwrap_or_default());
+                out.push_str(self.held.get(..(i + 1).saturating_sub(longest)).unwrap_or_default());
                 self.held.clear();
                 return Scan::Stopped;
             }
         }
         let keep = self.matched.iter().copied().max().unwrap_or(0);
-        out.extend(self.held.drain(..self.held.len() - keep));
+        out.extend(self.held.drain(..self.held.len().saturating_sub(keep)));
         Scan::On
+    }
+
+    /// Gives out what was held back, since something else than text follows. Text that goes on behind it may still complete
+    /// a stop string, of which the beginning is shown then.
+    pub(super) fn release(&mut self, out: &mut String) {
+        out.push_str(&std::mem::take(&mut self.held));
     }
 
     /// Gives out what was held back; the text is over.

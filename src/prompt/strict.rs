@@ -3,10 +3,11 @@
 //!
 //! Pure. A keyword outside the subset is refused when the tool is declared, so that nothing is quietly not checked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
+use super::decimal::Decimal;
 use super::depth::target;
 
 /// Keywords that demand nothing. `format` is one of them by the standard's own default.
@@ -77,7 +78,7 @@ impl CallableTools {
     /// [`UncheckedSchema`] where the schema uses what is not checked here.
     pub fn insert_strict(&mut self, tool: &str, schema: Option<&Map<String, Value>>) -> Result<(), UncheckedSchema> {
         let schema = Value::Object(schema.cloned().unwrap_or_default());
-        understand(&schema, &schema, "its root")?;
+        Understanding { root: &schema, seen: HashSet::new(), pending: Vec::new() }.of_all()?;
         self.0.insert(tool.to_owned(), Some(schema));
         Ok(())
     }
@@ -92,42 +93,73 @@ impl CallableTools {
     }
 }
 
-/// Looks through a schema for what cannot be checked.
-fn understand(root: &Value, schema: &Value, place: &str) -> Result<(), UncheckedSchema> {
-    let wrong = |keyword: &str| UncheckedSchema { place: place.to_owned(), keyword: keyword.to_owned() };
-    let map = match schema {
-        Value::Bool(_) => return Ok(()),
-        Value::Object(map) => map,
-        _ => return Err(wrong("a value that is no schema")),
-    };
-    for (keyword, rule) in map {
-        let name = keyword.as_str();
-        let inside = |inner: &str| format!("{place}.{keyword}{inner}");
-        let known = match (name, rule) {
-            (_, _) if ANNOTATIONS.contains(&name) => true,
-            (_, rule) if ONE.contains(&name) => understand(root, rule, &inside("")).map(|()| true)?,
-            (_, Value::Array(all)) if LISTS.contains(&name) => {
-                let mut all = all.iter().enumerate();
-                all.try_for_each(|(index, rule)| understand(root, rule, &inside(&format!("[{index}]"))))?;
-                true
+/// A look through a schema, and all that it refers to, for what cannot be checked.
+struct Understanding<'a> {
+    root: &'a Value,
+    /// Where the schemas are that have been looked at.
+    seen: HashSet<*const Value>,
+    /// References that have been met, and not followed yet: a long chain of them costs no stack.
+    pending: Vec<&'a str>,
+}
+
+impl<'a> Understanding<'a> {
+    fn of_all(&mut self) -> Result<(), UncheckedSchema> {
+        self.of(self.root, "its root")?;
+        while let Some(reference) = self.pending.pop() {
+            if let Some(schema) = target(self.root, reference) {
+                self.of(schema, reference)?;
             }
-            (_, Value::Object(named)) if NAMED.contains(&name) => {
-                named.iter().try_for_each(|(key, rule)| understand(root, rule, &inside(&format!(".{key}"))))?;
-                true
-            }
-            (_, rule) if BOUNDS.contains(&name) => rule.is_number(),
-            ("type", Value::String(kind)) => TYPES.contains(&kind.as_str()),
-            ("type", Value::Array(kinds)) => kinds.iter().all(|kind| kind.as_str().is_some_and(|k| TYPES.contains(&k))),
-            ("required", Value::Array(names)) => names.iter().all(Value::is_string),
-            ("enum", Value::Array(_)) | ("const", _) => true,
-            ("$ref", Value::String(to)) => target(root, to).is_some(),
-            _ => false,
-        };
-        if !known {
-            return Err(wrong(keyword));
         }
+        Ok(())
     }
-    Ok(())
+
+    fn of(&mut self, schema: &'a Value, place: &str) -> Result<(), UncheckedSchema> {
+        if !self.seen.insert(schema) {
+            return Ok(());
+        }
+        let wrong = |keyword: &str| UncheckedSchema { place: place.to_owned(), keyword: keyword.to_owned() };
+        let map = match schema {
+            Value::Bool(_) => return Ok(()),
+            Value::Object(map) => map,
+            _ => return Err(wrong("a value that is no schema")),
+        };
+        for (keyword, rule) in map {
+            let name = keyword.as_str();
+            let inside = |inner: &str| format!("{place}.{keyword}{inner}");
+            let known = match (name, rule) {
+                (_, _) if ANNOTATIONS.contains(&name) => true,
+                (_, rule) if ONE.contains(&name) => self.of(rule, &inside("")).map(|()| true)?,
+                (_, Value::Array(all)) if LISTS.contains(&name) => {
+                    let mut all = all.iter().enumerate();
+                    all.try_for_each(|(index, rule)| self.of(rule, &inside(&format!("[{index}]"))))?;
+                    true
+                }
+                (_, Value::Object(named)) if NAMED.contains(&name) => {
+                    named.iter().try_for_each(|(key, rule)| self.of(rule, &inside(&format!(".{key}"))))?;
+                    true
+                }
+                (_, rule) if BOUNDS.contains(&name) => rule.is_number(),
+                ("type", Value::String(kind)) => TYPES.contains(&kind.as_str()),
+                ("type", Value::Array(kinds)) => {
+                    kinds.iter().all(|kind| kind.as_str().is_some_and(|k| TYPES.contains(&k)))
+                }
+                ("required", Value::Array(names)) => names.iter().all(Value::is_string),
+                ("enum", Value::Array(_)) | ("const", _) => true,
+                ("$ref", Value::String(to)) => self.refer(to),
+                _ => false,
+            };
+            if !known {
+                return Err(wrong(keyword));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a reference leads anywhere; what it leads to is looked at later.
+    fn refer(&mut self, reference: &'a str) -> bool {
+        self.pending.push(reference);
+        target(self.root, reference).is_some()
+    }
 }
 
 /// One check of one call.
@@ -184,18 +216,18 @@ impl Check<'_> {
                 others.all(|(_, value)| self.fits(rule, value))
             }
             ("items", rule, Value::Array(items)) => items.iter().all(|item| self.fits(rule, item)),
-            ("minItems", rule, Value::Array(items)) => within(rule, items.len() as f64, f64::ge),
-            ("maxItems", rule, Value::Array(items)) => within(rule, items.len() as f64, f64::le),
-            ("minLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::ge),
-            ("maxLength", rule, Value::String(text)) => within(rule, text.chars().count() as f64, f64::le),
-            ("multipleOf", Value::Number(step), Value::Number(number)) => is_multiple(number, step),
+            ("minItems", rule, Value::Array(items)) => within(rule, count(items.len()), Decimal::ge),
+            ("maxItems", rule, Value::Array(items)) => within(rule, count(items.len()), Decimal::le),
+            ("minLength", rule, Value::String(text)) => within(rule, count(text.chars().count()), Decimal::ge),
+            ("maxLength", rule, Value::String(text)) => within(rule, count(text.chars().count()), Decimal::le),
             (_, rule, Value::Number(number)) => {
-                let number = number.as_f64().unwrap_or(f64::NAN);
+                let number = Decimal::of(number);
                 match keyword {
-                    "minimum" => within(rule, number, f64::ge),
-                    "maximum" => within(rule, number, f64::le),
-                    "exclusiveMinimum" => within(rule, number, f64::gt),
-                    "exclusiveMaximum" => within(rule, number, f64::lt),
+                    "minimum" => within(rule, number, Decimal::ge),
+                    "maximum" => within(rule, number, Decimal::le),
+                    "exclusiveMinimum" => within(rule, number, Decimal::gt),
+                    "exclusiveMaximum" => within(rule, number, Decimal::lt),
+                    "multipleOf" => within(rule, number, Decimal::is_multiple),
                     _ => true,
                 }
             }
@@ -219,59 +251,14 @@ fn steps(keyword: &str, rule: &Value, value: &Value) -> usize {
     1 + listed + measured
 }
 
-fn within(rule: &Value, measured: f64, holds: impl Fn(&f64, &f64) -> bool) -> bool {
-    rule.as_f64().is_some_and(|bound| holds(&measured, &bound))
+fn count(of: usize) -> Option<Decimal> {
+    u64::try_from(of).ok().map(Decimal::from)
 }
 
-/// Whether a number is a whole multiple of a step, as both are written: 19.99 is one of 0.01, though not of the doubles
-/// that stand for them. Nothing is a multiple of 0.
-fn is_multiple(number: &Number, step: &Number) -> bool {
-    let (Some(number), Some(step)) = (Decimal::of(number), Decimal::of(step)) else { return false };
-    if step.digits == 0 {
-        return false;
-    }
-    let shift = number.exponent.abs_diff(step.exponent);
-    if number.exponent >= step.exponent {
-        // Both factors are below the step's digits, which are below 2^64.
-        let rest = number.digits % step.digits * power_of_ten(shift, step.digits);
-        return rest.is_multiple_of(step.digits);
-    }
-    // A step that is too large for this is larger than any number's digits; of those only 0 is a multiple.
-    let step = 10u128.checked_pow(shift).and_then(|power| step.digits.checked_mul(power));
-    step.map_or(number.digits == 0, |step| number.digits.is_multiple_of(step))
-}
-
-/// Ten to a power, as a remainder of a division by at most 2^64.
-fn power_of_ten(exponent: u32, modulus: u128) -> u128 {
-    let (mut power, mut base, mut rest) = (1 % modulus, 10 % modulus, exponent);
-    while rest > 0 {
-        if rest % 2 == 1 {
-            power = power * base % modulus;
-        }
-        base = base * base % modulus;
-        rest /= 2;
-    }
-    power
-}
-
-/// A number's magnitude in decimal digits: `digits` × 10^`exponent`.
-struct Decimal {
-    /// Below 2^64, as JSON's numbers are here integers of 64 bits or doubles, whose digits are at most 17.
-    digits: u128,
-    exponent: i32,
-}
-
-impl Decimal {
-    fn of(number: &Number) -> Option<Decimal> {
-        let written = number.to_string();
-        let (mantissa, exponent) = written.split_once(['e', 'E']).unwrap_or((&written, "0"));
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let fraction = fraction.trim_end_matches('0');
-        let digits = format!("{}{fraction}", whole.trim_start_matches('-')).parse::<u128>().ok()?;
-        let digits = (digits <= u128::from(u64::MAX)).then_some(digits)?;
-        let exponent = exponent.parse::<i32>().ok()?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
-        Some(Decimal { digits, exponent })
-    }
+/// Whether a measure and a bound stand to each other as they should.
+fn within(rule: &Value, measured: Option<Decimal>, holds: impl Fn(&Decimal, &Decimal) -> bool) -> bool {
+    let bound = rule.as_number().and_then(Decimal::of);
+    measured.zip(bound).is_some_and(|(measured, bound)| holds(&measured, &bound))
 }
 
 fn is(value: &Value, kind: &Value) -> bool {
@@ -287,17 +274,20 @@ fn is(value: &Value, kind: &Value) -> bool {
     }
 }
 
-/// Equality by value: 1 is 1.0.
+/// Equality by value, all the way down: 1 is 1.0.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Number(a), Value::Number(b)) => a == b || Decimal::of(a).is_some_and(|a| Decimal::of(b) == Some(a)),
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| same(a, b)))
+        }
         (a, b) => a == b,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -414,47 +404,38 @@ mod tests {
     }
 
     #[test]
-    fn multiples_are_counted_in_decimals() {
-        let multiple = |number: &str, step: &str| {
-            let read = |text: &str| serde_json::from_str::<Number>(text).unwrap();
-            is_multiple(&read(number), &read(step))
-        };
-        for (number, step) in [
-            ("19.99", "0.01"),
-            ("0.3", "0.1"),
-            ("-1.15", "0.05"),
-            ("0", "0.1"),
-            ("1e20", "1e-20"),
-            ("14e20", "7e20"),
-            ("18446744073709551614", "2"),
-            ("2.50", "1.25"),
-            ("3", "1.0"),
-        ] {
-            assert!(multiple(number, step), "{number} of {step}");
-        }
-        for (number, step) in [
-            ("19.995", "0.01"),
-            ("0.35", "0.1"),
-            ("18446744073709551615", "2"),
-            ("9007199254740993", "2"),
-            ("1e-20", "1e20"),
-            ("1", "0"),
-            ("0", "0"),
-            ("1", "0.3"),
-        ] {
-            assert!(!multiple(number, step), "{number} of {step}");
-        }
+    fn what_is_referred_to_must_be_checked_too() {
+        let named = |place: &str, keyword: &str| Some((place.to_owned(), keyword.to_owned()));
+        let refused = |schema: Value| tools(schema).err().map(|error| (error.place, error.keyword));
+        let hidden = json!({"properties": {"n": {"$ref": "#/default"}}, "default": {"pattern": "^z$"}});
+        assert_eq!(refused(hidden), named("#/default", "pattern"));
+        let twice = json!({"$ref": "#/examples/0", "examples": [{"$ref": "#/examples/1"}, {"items": {"if": {}}}]});
+        assert_eq!(refused(twice), named("#/examples/1.items", "if"));
+        assert_eq!(
+            refused(json!({"$ref": "#/default", "default": 5})),
+            named("#/default", "a value that is no schema")
+        );
+        assert_eq!(refused(json!({"$ref": "#/x", "default": {"$ref": "#/default"}})), named("its root", "$ref"));
+        assert_eq!(refused(json!({"$ref": "#/default", "default": {"$ref": "#/default", "minLength": 1}})), None);
     }
 
-    proptest! {
-        #[test]
-        fn multiples_are_found_and_their_neighbours_are_not(
-            times in 0..1_000_000u64, step in 2..1_000_000u64, places in 0..12u32,
-        ) {
-            let number = |digits: u64| serde_json::from_str::<Number>(&format!("{digits}e-{places}")).unwrap();
-            prop_assert!(is_multiple(&number(times * step), &number(step)));
-            prop_assert!(!is_multiple(&number(times * step + 1), &number(step)));
+    #[test]
+    fn values_are_compared_by_what_is_written() {
+        let admits = |rule: Value, value: &str| {
+            let tools = tools(json!({"properties": {"a": rule}})).unwrap();
+            tools.admit("f", &format!("{{\"a\": {value}}}"))
+        };
+        assert!(!admits(json!({"const": 9_007_199_254_740_993u64}), "9007199254740992"));
+        assert!(admits(json!({"const": 9_007_199_254_740_993u64}), "9007199254740993"));
+        assert!(!admits(json!({"maximum": 9_007_199_254_740_992u64}), "9007199254740993"));
+        assert!(admits(json!({"exclusiveMinimum": 9_007_199_254_740_992u64}), "9007199254740993"));
+        assert!(admits(json!({"const": [1, {"b": 2.0}]}), "[1.0, {\"b\": 2}]"));
+        for other in ["[1]", "[1, {\"b\": 3}]", "[1, {\"c\": 2}]", "[1, {}]", "[1, {\"b\": 2, \"c\": 3}]"] {
+            assert!(!admits(json!({"const": [1, {"b": 2.0}]}), other), "{other}");
         }
+        assert!(admits(json!({"multipleOf": 0.01}), "19.99"));
+        assert!(!admits(json!({"multipleOf": 0.01}), "19.995"));
+        assert!(!admits(json!({"multipleOf": 0}), "0"));
     }
 
     #[test]

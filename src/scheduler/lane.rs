@@ -240,6 +240,9 @@ impl Lane {
     pub(super) fn restart_canvas(&mut self) {
         if self.canvas.step() > 0 {
             self.renew_canvas();
+            if let Some(structure) = &mut self.structure {
+                structure.restart();
+            }
         }
     }
 

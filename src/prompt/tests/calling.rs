@@ -79,6 +79,25 @@ fn the_arguments_of_a_call_are_of_the_types_that_its_tool_declares() {
 }
 
 #[test]
+fn a_call_is_no_longer_or_deeper_than_is_read() {
+    let any = json!({});
+    let nested = |levels: usize| format!("{{a:{}{}}}", "[".repeat(levels), "]".repeat(levels));
+    assert!(may_be_called(&any, &nested(31)));
+    assert!(!may_be_called(&any, &nested(32)));
+    let of = |kind: &str| json!({"properties": {"a": {"type": kind}}, "required": ["a"]});
+    for good in ["1234567890123456789", "-1234567890123456789", "0"] {
+        assert!(may_be_called(&of("integer"), &format!("{{a:{good}}}")), "{good}");
+    }
+    for good in ["-0.123456789012345678e-99", "1e99", "1234567890123456789.5"] {
+        assert!(may_be_called(&of("number"), &format!("{{a:{good}}}")), "{good}");
+    }
+    for bad in ["12345678901234567890", "1e400", "0.1234567890123456789"] {
+        assert!(!may_be_called(&of("number"), &format!("{{a:{bad}}}")), "{bad}");
+        assert!(!may_be_called(&of("integer"), &format!("{{a:{bad}}}")), "{bad}");
+    }
+}
+
+#[test]
 fn the_keys_of_a_call_are_those_that_its_tool_declares_in_alphabetical_order() {
     let any = json!({});
     for arguments in ["{}", "{a:1}", "{a:1,b:<|\"|>x<|\"|>}"] {

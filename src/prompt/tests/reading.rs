@@ -339,6 +339,31 @@ pub(super) fn tokens() -> impl Strategy<Value = Vec<u32>> {
 }
 
 #[test]
+fn text_before_a_call_does_not_depend_on_stop_strings() {
+    let text = plain();
+    let call = "<|tool_call>call:weather{}<tool_call|>";
+    for (answer, stop, content, why) in [
+        (format!("Sure.\n{call}<turn|>"), &["\n\n"][..], "Sure.\n", FinishReason::ToolCalls),
+        (format!("Sure.\n{call}<turn|>"), &[], "Sure.\n", FinishReason::ToolCalls),
+        (format!("Sure. AB{call}<turn|>"), &["ABC"], "Sure. AB", FinishReason::ToolCalls),
+        (format!("AB{call}AD<turn|>"), &["ABC"], "ABAD", FinishReason::ToolCalls),
+        (format!("\n{call}<turn|>"), &["\n\n"], "", FinishReason::ToolCalls),
+        // What stands on both sides of a call is a stop string all the same.
+        (format!("AB{call}CD<turn|>"), &["ABC"], "AB", FinishReason::Stop),
+    ] {
+        let tokens = ids(&answer);
+        let (read, reason, _) = read(text, Ask { stop, ..CHAT }, &[&tokens]);
+        assert_eq!((read.content.as_str(), read.calls.len(), reason), (content, 1, Some(why)), "{answer} {stop:?}");
+        // Held text comes before the call.
+        let stop = StopStrings::new(stop);
+        let mut reader = text.reader(Opening::Content, Dialect::Chat, Rules { stop: Some(&stop), ..Rules::default() });
+        let deltas = reader.push(&tokens);
+        let calls = deltas.iter().position(|delta| matches!(delta, Delta::ToolCall { .. }));
+        assert_eq!(calls, Some(usize::from(content.starts_with(['S', 'A']))), "{deltas:?}");
+    }
+}
+
+#[test]
 fn a_call_that_the_offered_tools_do_not_admit_is_content() {
     let text = plain();
     let mut tools = CallableTools::default();

@@ -226,10 +226,70 @@ fn what_cannot_be_enforced_is_refused_with_its_name() {
         (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
         (json!({"not": {"type": "string"}}), "not"),
         (json!(false), "nsatisfiable"),
+        (json!({"const": i64::MIN}), "-9223372036854775808 at its root.const"),
+        (json!({"type": "integer", "minimum": -1e19, "maximum": -1e19}), "its root.maximum"),
+        (json!({"type": "number", "multipleOf": 0.1, "minimum": 0.05, "maximum": 0.06}), "multiple"),
+        (json!({"type": "number", "multipleOf": 0.1, "minimum": 0.05, "maximum": 0.15}), "exclude each other"),
+        (json!({"type": "array", "minItems": 1_000_000}), "1000000 at its root.minItems"),
+        (json!({"oneOf": [{"type": "string", "minLength": 1}, {"type": "string", "maxLength": 5}]}), "write anyOf"),
+        (json!({"$schema": "http://json-schema.org/draft-06/schema#", "if": {}, "then": {}}), "then"),
+        (json!({"$schema": "http://json-schema.org/draft-07/schema#", "dependentRequired": {}}), "dependentRequired"),
+        (json!({"x-guidance": {}}), "x-guidance"),
     ] {
         let error = plain().blueprint(Form::Schema(schema.clone()), Instead::Nothing).err();
         let error = error.unwrap_or_else(|| panic!("{schema} is taken")).to_string();
         assert!(error.contains(word), "{schema}: {error}");
+    }
+}
+
+#[test]
+fn what_an_older_draft_does_not_know_is_meant_all_the_same() {
+    let rules =
+        json!({"type": "object", "properties": {"a": {"const": 5}}, "required": ["a"], "additionalProperties": false});
+    for draft in ["draft-04", "draft-06", "draft-07"] {
+        let mut rules = rules.clone();
+        rules["$schema"] = json!(format!("http://json-schema.org/{draft}/schema#"));
+        let mut of_draft = structure(Form::Schema(rules), Instead::Nothing);
+        fit(&mut *of_draft, r#"{"a": 5}<turn|>"#);
+        fits_to(&mut *of_draft, r#"{"a": "#, "6}");
+    }
+}
+
+#[test]
+fn much_that_must_follow_is_put_down_in_parts() {
+    let text = "a word ".repeat(2_000);
+    let mut long = structure(Form::Schema(json!({"const": text})), Instead::Nothing);
+    let first = long.mend(&[], &mut std::iter::empty()).expect("something may follow");
+    assert!((600..8_192).contains(&first.len()), "{} tokens", first.len());
+    assert_eq!(long.fits(&first), Ok(first.len()));
+    let second = long.mend(&first, &mut std::iter::empty()).expect("something may follow");
+    let both: Vec<u32> = first.into_iter().chain(second).collect();
+    assert_eq!(long.fits(&both), Ok(both.len()));
+}
+
+#[test]
+fn a_canvas_that_is_begun_anew_is_not_charged_twice() {
+    let hostile = json!({"type": "string", "pattern": "^.*[aeiou].{200}$"});
+    // As much as is done before it is given up.
+    let tries = |begun_anew: &[usize]| {
+        let mut structure = structure(Form::Schema(hostile.clone()), Instead::Nothing);
+        let mut given_up = 0;
+        for &steps in begun_anew.iter().chain([&usize::MAX]) {
+            structure.restart();
+            let mut text = Vec::new();
+            given_up = (0..steps.min(256))
+                .position(|position| {
+                    let mut proposed = (0..64).map(|rank| (position * 641 + rank * 89) as u32 % 3000 + 70);
+                    structure.mend(&text, &mut proposed).map(|mended| text.extend(mended)).is_err()
+                })
+                .unwrap_or(usize::MAX);
+        }
+        given_up
+    };
+    let alone = tries(&[]);
+    assert!(alone < 256);
+    for begun_anew in [&[1][..], &[alone / 2], &[alone - 1], &[alone - 1, alone / 3, alone - 1]] {
+        assert_eq!(tries(begun_anew), alone, "{begun_anew:?}");
     }
 }
 
@@ -241,15 +301,15 @@ fn a_schema_that_leads_in_circles_comes_to_an_end() {
     fits_to(&mut *tree, r#"{"n": {"n": null}"#, "<turn|>");
 }
 
-/// Mends 256 positions, in canvases of that many, something else being proposed each time.
-fn mended(rules: &Value, canvas: usize) -> Result<(), StructureError> {
+/// Mends 256 positions, in canvases of that many, something else being proposed each time; says how far that went.
+fn mended(rules: &Value, canvas: usize) -> Result<(), (u32, StructureError)> {
     let mut structure = structure(Form::Schema(rules.clone()), Instead::Nothing);
     let mut text = Vec::new();
     for position in 0..256 {
         let mut proposed = (0..64).map(|rank| (position * 641 + rank * 89) % 3000 + 70);
-        text.extend(structure.mend(&text, &mut proposed)?);
+        text.extend(structure.mend(&text, &mut proposed).map_err(|error| (position, error))?);
         if text.len() >= canvas {
-            structure.commit(&text)?;
+            structure.commit(&text).map_err(|error| (position, error))?;
             text.clear();
         }
     }
@@ -270,10 +330,12 @@ fn a_schema_that_takes_too_much_work_is_given_up() {
     }
     // It must remember which of the last characters were vowels.
     let hostile = json!({"type": "string", "pattern": "^.*[aeiou].{200}$"});
-    let error = mended(&hostile, usize::MAX).expect_err("too much work");
+    let (alone, error) = mended(&hostile, usize::MAX).expect_err("too much work");
     assert!(matches!(&error, StructureError::TooComplex(why) if why.contains("too long")), "{error}");
     // What counts is the work on one canvas.
-    assert_eq!(mended(&hostile, 16), Ok(()));
+    let (far, error) = mended(&hostile, 16).expect_err("too many states");
+    assert!(far > alone, "{far} {alone}");
+    assert!(matches!(&error, StructureError::TooComplex(why) if why.contains("states")), "{error}");
 }
 
 /// Whether a value fits.
@@ -294,6 +356,27 @@ fn judged() -> Vec<(Value, Judge)> {
         (json!({"type": "integer", "minimum": 3, "maximum": 40}), |value| {
             value.as_i64().is_some_and(|number| (3..=40).contains(&number))
         }),
+        (json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}), |value| {
+            value.is_i64() || value.as_f64() == Some(-0.0)
+        }),
+        (json!({"type": "integer", "minimum": 1u64 << 52, "maximum": u64::MAX}), |value| {
+            value.as_u64().is_some_and(|number| number >= 1 << 52)
+        }),
+        (json!({"type": "number", "exclusiveMinimum": -1e300, "exclusiveMaximum": 1e300}), Value::is_number),
+        (json!({"enum": [(1u64 << 53) - 1, 0.125, -1e-9]}), |value| {
+            *value == (1u64 << 53) - 1 || *value == 0.125 || *value == -1e-9
+        }),
+        (json!({"type": "string", "maxLength": 6, "allOf": [{"pattern": "a"}, {"pattern": "b$"}]}), |value| {
+            value.as_str().is_some_and(|text| text.contains('a') && text.ends_with('b') && text.chars().count() <= 6)
+        }),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"], "patternProperties": {"^[xy]$": {"const": 5}}, "additionalProperties": false, "minProperties": 2, "maxProperties": 2}),
+            |value| {
+                value["a"].is_null()
+                    && value.as_object().is_some_and(|map| map.len() == 2)
+                    && value.to_string().contains('5')
+            },
+        ),
     ]
 }
 
@@ -303,7 +386,7 @@ proptest! {
     #[test]
     fn nonsense_becomes_what_fits(
         proposals in proptest::collection::vec(proptest::collection::vec(0u32..3072, 0..4), 60),
-        which in 0usize..5,
+        which in 0..judged().len(),
     ) {
         let (schema, judge) = judged().swap_remove(which);
         let mut structure = structure(Form::Schema(schema.clone()), Instead::Nothing);
