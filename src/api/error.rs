@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_other_rooms_say_becomes_a_sentence() {
-        let full = Refusal::QueueFull { queued: 1, choices: 2, retry_after: Duration::from_secs(3) };
+        let full = Refusal::QueueFull { jobs: 1, queued: 1, choices: 2, retry_after: Duration::from_secs(3) };
         let large = Refusal::NeverFits { what: "the context in tokens", needed: 2, available: 1 };
         let refusals =
             [full, large, Refusal::Invalid("the prompt is empty".into()), Refusal::Draining, Refusal::Stopped];
