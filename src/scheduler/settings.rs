@@ -43,6 +43,13 @@ impl Default for Settings {
             working_bytes: None,
             prefix_cache_bytes: None,
             unread_canvases: 4,
+impl Settings {
+    /// Whether an engine would start with them and a model of these limits: for callers to whom it is work to load one.
+    pub fn check(&self, limits: &Limits) -> Result<(), StartError> {
+        Budget::new(limits, self).map(drop)
+    }
+}
+
             stall_timeout: Duration::from_secs(30),
         }
     }
