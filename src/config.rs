@@ -85,7 +85,7 @@ pub struct Config {
     pub prefix_cache: Option<Bytes>,
     /// How long running requests may go on after SIGTERM, in seconds.
     pub grace_seconds: u64,
-    /// How long a reader may take nothing before its request is cancelled, in seconds.
+    /// How long a client may take nothing of an answer that waits for it before its connection is reset, in seconds.
     pub stall_timeout_seconds: u64,
     /// What to log: a level, or directives such as `info,canvasd::scheduler=debug`; `None` is what suits the command.
     pub log: Option<String>,

@@ -166,7 +166,6 @@ impl From<&JobError> for ApiError {
             JobError::Structure(StructureError::Astray(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "structure_failed"),
             JobError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
-            JobError::Stalled => (StatusCode::REQUEST_TIMEOUT, "reader_stalled"),
         };
         ApiError::new(status, sentence(&error.to_string())).code(code)
     }
@@ -232,7 +231,6 @@ mod tests {
             JobError::Structure(StructureError::TooComplex("that takes too long".into())),
             JobError::ShutDown,
             JobError::Stopped,
-            JobError::Stalled,
         ];
         let refusals = refusals.iter().map(|refusal| ApiError::refused(refusal, "prompt"));
         for error in refusals.chain(failures.iter().map(ApiError::from)) {

@@ -228,7 +228,6 @@ pub fn settings(config: &Config, limits: &Limits) -> Settings {
         // Keys and values are half of what is free at most; a quarter stays for everything that nobody counts.
         working_bytes: free.filter(|_| config.device == Device::Cpu).map(|free| free / 4),
         prefix_cache_bytes: config.prefix_cache.map(|bytes| bytes.0),
-        stall_timeout: Duration::from_secs(config.stall_timeout_seconds),
         ..Settings::default()
     }
 }

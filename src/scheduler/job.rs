@@ -290,7 +290,4 @@ pub enum JobError {
     /// The engine stopped.
     #[error("the engine has stopped")]
     Stopped,
-    /// The reader took nothing for too long.
-    #[error("the reader stalled")]
-    Stalled,
 }
