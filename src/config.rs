@@ -25,6 +25,8 @@ const YEAR: u64 = 365 * 24 * 3600;
 const MOST_RUNNING: u64 = 1 << 16;
 /// Most rows of a pass.
 const MOST_ROWS: u64 = 1 << 20;
+/// A page of keys and values: less is never encoded at once.
+pub const LEAST_ENCODE_ROWS: usize = 64;
 
 /// Everything that can be configured. `config/canvasd.toml` explains each key and shows the same defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,7 +85,7 @@ pub struct Config {
     pub prefix_cache: Option<Bytes>,
     /// How long running requests may go on after SIGTERM, in seconds.
     pub grace_seconds: u64,
-    /// How long a reader may take nothing before its request is cancelled, in seconds.
+    /// How long a client may take nothing of an answer that waits for it before its connection is reset, in seconds.
     pub stall_timeout_seconds: u64,
     /// What to log: a level, or directives such as `info,canvasd::scheduler=debug`; `None` is what suits the command.
     pub log: Option<String>,
@@ -376,7 +378,6 @@ impl Config {
             ("queue", self.queue),
             ("max_running", self.max_running),
             ("max_rows_per_pass", self.max_rows_per_pass.unwrap_or(1)),
-            ("encode_rows", self.encode_rows),
             ("body_limit", usize::try_from(self.body_limit.0).unwrap_or(usize::MAX)),
             ("request_timeout_seconds", usize::try_from(self.request_timeout_seconds).unwrap_or(usize::MAX)),
             ("header_timeout_seconds", usize::try_from(self.header_timeout_seconds).unwrap_or(usize::MAX)),
@@ -384,6 +385,9 @@ impl Config {
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::Contradiction(format!("{key} must be at least 1")));
+        }
+        if self.encode_rows < LEAST_ENCODE_ROWS {
+            return Err(ConfigError::Contradiction(format!("encode_rows must be at least {LEAST_ENCODE_ROWS}")));
         }
         // What is larger is a slip, and would overflow a sum or take hours to prepare.
         let at_most = [

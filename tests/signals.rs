@@ -70,26 +70,45 @@ fn ask_for_much(address: &str) -> TcpStream {
     stream
 }
 
+/// A server, its log, and the connection of an answer that it is busy with; one canvas at a time.
+fn busy_server(grace_seconds: &str) -> (Child, BufReader<ChildStderr>, TcpStream) {
+    let mut command = canvasd(&["serve", "--port", "0"]);
+    command.env("CANVASD_MAX_RUNNING", "1").env("CANVASD_GRACE_SECONDS", grace_seconds);
+    let mut child = command.spawn().expect("it starts");
+    let log = BufReader::new(child.stderr.take().expect("a log"));
+    let lines = BufReader::new(child.stdout.take().expect("an output")).lines();
+    let listening = lines.map(|line| line.expect("a line")).find(|line| line.starts_with("listening on http://"));
+    let answer = ask_for_much(&listening.expect("an address").replace("listening on http://", ""));
+    (child, log, answer)
+}
+
 #[test]
 fn a_second_signal_ends_the_server_in_the_middle_of_an_answer() {
     for second in [libc::SIGTERM, libc::SIGINT] {
-        let mut command = canvasd(&["serve", "--port", "0"]);
-        // One canvas at a time, and a grace that outlasts this test.
-        let mut child =
-            command.env("CANVASD_MAX_RUNNING", "1").env("CANVASD_GRACE_SECONDS", "600").spawn().expect("it starts");
-        let mut log = BufReader::new(child.stderr.take().expect("a log"));
-        let lines = BufReader::new(child.stdout.take().expect("an output")).lines();
-        let listening = lines.map(|line| line.expect("a line")).find(|line| line.starts_with("listening on http://"));
-        let address = listening.expect("an address").replace("listening on http://", "");
-        let _answer = ask_for_much(&address);
+        // A grace that outlasts this test.
+        let (child, mut log, _answer) = busy_server("600");
         signal(&child, libc::SIGTERM);
         wait_for(&mut log, "again to stop at once");
+        // Sooner it would be the first one delivered twice.
+        std::thread::sleep(Duration::from_millis(600));
         signal(&child, second);
         let (code, rest) = ended(child, log);
         assert_eq!(code, Some(130), "{rest}");
         assert!(rest.contains("again: stopped without waiting") && rest.contains("interrupted"), "{rest}");
         assert!(!rest.contains("panicked"), "{rest}");
     }
+}
+
+/// As `timeout` does, which signals its child and then the child's group.
+#[test]
+fn a_signal_delivered_twice_is_one_wish() {
+    let (child, mut log, _answer) = busy_server("2");
+    signal(&child, libc::SIGTERM);
+    wait_for(&mut log, "again to stop at once");
+    signal(&child, libc::SIGTERM);
+    let (code, rest) = ended(child, log);
+    assert_eq!(code, Some(0), "{rest}");
+    assert!(!rest.contains("without waiting"), "{rest}");
 }
 
 #[test]

@@ -166,7 +166,6 @@ impl From<&JobError> for ApiError {
             JobError::Structure(StructureError::Astray(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "structure_failed"),
             JobError::ShutDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             JobError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
-            JobError::Stalled => (StatusCode::REQUEST_TIMEOUT, "reader_stalled"),
         };
         ApiError::new(status, sentence(&error.to_string())).code(code)
     }
@@ -222,7 +221,7 @@ mod tests {
 
     #[test]
     fn what_other_rooms_say_becomes_a_sentence() {
-        let full = Refusal::QueueFull { queued: 1, choices: 2, retry_after: Duration::from_secs(3) };
+        let full = Refusal::QueueFull { jobs: 1, queued: 1, choices: 2, retry_after: Duration::from_secs(3) };
         let large = Refusal::NeverFits { what: "the context in tokens", needed: 2, available: 1 };
         let refusals =
             [full, large, Refusal::Invalid("the prompt is empty".into()), Refusal::Draining, Refusal::Stopped];
@@ -232,7 +231,6 @@ mod tests {
             JobError::Structure(StructureError::TooComplex("that takes too long".into())),
             JobError::ShutDown,
             JobError::Stopped,
-            JobError::Stalled,
         ];
         let refusals = refusals.iter().map(|refusal| ApiError::refused(refusal, "prompt"));
         for error in refusals.chain(failures.iter().map(ApiError::from)) {

@@ -47,7 +47,7 @@ pub(crate) async fn encode_chat(
     messages: &'static str,
     thinking: &'static str,
 ) -> Result<prompt::Prompt, ApiError> {
-    check_open(state, purpose)?;
+    check_open(state, purpose, 1)?;
     let here = state.clone();
     let encoded = state.aside().run(move || {
         let text = here.text();
@@ -67,10 +67,10 @@ pub(crate) fn encode_text(state: &AppState, text: &str, purpose: Purpose, field:
     Ok(ids)
 }
 
-/// Refuses what the engine would not take in any case: work that takes long would be for nothing.
-pub(crate) fn check_open(state: &AppState, purpose: Purpose) -> Result<(), ApiError> {
+/// Refuses so many prompts if the engine would not take them in any case: work that takes long would be for nothing.
+pub(crate) fn check_open(state: &AppState, purpose: Purpose, prompts: usize) -> Result<(), ApiError> {
     match purpose {
-        Purpose::Prompt => state.engine().check_open().map_err(|refusal| ApiError::refused(&refusal, "prompt")),
+        Purpose::Prompt => state.engine().check_open(prompts).map_err(|refusal| ApiError::refused(&refusal, "prompt")),
         Purpose::Tokens => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue};
@@ -50,14 +51,32 @@ pub(crate) fn done() -> Event {
     Event::default().data("[DONE]")
 }
 
+/// A stream on its way.
+struct Driver<D> {
+    /// There until all has been said.
+    pump: Option<Pump>,
+    dialect: D,
+    ready: VecDeque<Event>,
+    asker: Asker,
+}
+
+impl<D> Driver<D> {
+    /// Lets go of the jobs, for a reason that the log is told: the line of the head has said 200.
+    fn break_off(&mut self, why: &dyn Display) {
+        if self.pump.take().is_some() {
+            tracing::warn!(id = self.asker.id(), "the stream broke off: {why}");
+        }
+    }
+}
+
+impl<D> Drop for Driver<D> {
+    fn drop(&mut self) {
+        self.break_off(&"its connection ended");
+    }
+}
+
 /// Answers with the pump's beats in that dialect. Dropping the response's body drops the pump, which cancels the jobs.
 pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Duration) -> Response {
-    struct Driver<D> {
-        pump: Option<Pump>,
-        dialect: D,
-        ready: VecDeque<Event>,
-        asker: Asker,
-    }
     let asker = Asker::default();
     let mut driver = Driver { pump: Some(pump), dialect, ready: VecDeque::new(), asker: asker.clone() };
     driver.ready.extend(driver.dialect.open());
@@ -69,9 +88,7 @@ pub(crate) fn respond(pump: Pump, dialect: impl StreamDialect, keep_alive: Durat
             let pump = driver.pump.as_mut()?;
             let events = match pump.next().await {
                 Some((_, Beat::Failed(error))) => {
-                    driver.pump = None;
-                    // The line of the head has said 200.
-                    tracing::warn!(id = driver.asker.id(), "the stream broke off: {error}");
+                    driver.break_off(&error);
                     driver.dialect.fail(&error)
                 }
                 Some((choice, beat)) => driver.dialect.beat(choice, beat),

@@ -145,7 +145,12 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         use CliError::*;
         match self {
-            Config(_) | Log(_) | Usage(_) | Keys { .. } | OpenDoor(_) => 2,
+            Config(_)
+            | Log(_)
+            | Usage(_)
+            | Keys { .. }
+            | OpenDoor(_)
+            | Start(StartError::TooSmall { .. } | StartError::KvMemory { .. }) => 2,
             Checkpoint(_) | Fetch(_) | Quantize(_) | Load { .. } | Text { .. } | Start(_) | Kernels(_) => 3,
             Resolve { .. } | Listen { .. } => 4,
             Interrupted => 130,
@@ -204,6 +209,14 @@ mod tests {
         let offered = error.advice(ModelArgument::Optional);
         assert!(offered.is_some_and(|advice| advice.contains("inside the program")));
         assert_eq!(error.advice(ModelArgument::Required), None);
+    }
+
+    #[test]
+    fn a_setting_is_the_configuration_s_and_memory_the_machine_s() {
+        let code = |error: StartError| CliError::from(error).exit_code();
+        assert_eq!(code(StartError::TooSmall { setting: "encode_rows", least: 64, given: 10 }), 2);
+        assert_eq!(code(StartError::KvMemory { needed: 2, given: 1 }), 2);
+        assert_eq!(code(StartError::WorkingMemory { needed: 2, given: 1 }), 3);
     }
 
     #[test]

@@ -28,8 +28,7 @@ use super::stall;
 const LINGER: Duration = Duration::from_secs(5);
 const DISCARDED: usize = 64 << 20;
 
-/// What the system may hold of an answer that the client has not read. Its own choice can be megabytes, and it tells of
-/// progress only when a good part of them has left: somebody who reads slowly would seem to read nothing.
+/// What the system may hold of an answer that the client has not read. Its own choice can be megabytes.
 #[cfg(unix)]
 const UNREAD: usize = 128 << 10;
 
@@ -143,6 +142,7 @@ async fn connection(
     let stalled = stream.stalled();
     let mut stream = stream.into_inner();
     if stalled {
+        tracing::info!(%peer, "the client took nothing for {} s: its connection is reset", bounds.stall.as_secs());
         // A reset: otherwise the system would go on offering what it still holds.
         let _ = stream.set_zero_linger();
         return;
@@ -213,6 +213,8 @@ impl Body for Watched {
 #[cfg(test)]
 mod tests {
     use axum::routing::get;
+    use tokio::net::TcpSocket;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
@@ -226,15 +228,25 @@ mod tests {
         char::from(stream.read_u8().await.unwrap())
     }
 
+    const BOUNDS: Bounds = Bounds { connections: 4, head: Duration::from_secs(30), stall: Duration::from_secs(30) };
+
+    /// Serves on a free port until it is closed.
+    async fn served(
+        router: Router,
+        bounds: Bounds,
+    ) -> (SocketAddr, watch::Sender<Router>, CancellationToken, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (router, current) = watch::channel(router);
+        let close = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, current, bounds, close.clone()));
+        (address, router, close, serving)
+    }
+
     #[tokio::test]
     async fn an_open_connection_meets_the_router_of_the_moment() {
         let saying = |letter: &'static str| Router::new().route("/", get(move || async move { letter }));
-        let bounds = Bounds { connections: 4, head: Duration::from_secs(30), stall: Duration::from_secs(30) };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (router, current) = watch::channel(saying("a"));
-        let close = CancellationToken::new();
-        let serving = tokio::spawn(serve(listener, current, bounds, close.clone()));
+        let (address, router, close, serving) = served(saying("a"), BOUNDS).await;
         let mut kept = TcpStream::connect(address).await.unwrap();
         assert_eq!(ask(&mut kept).await, 'a');
         let _ = router.send_replace(saying("b"));
@@ -242,6 +254,27 @@ mod tests {
         assert_eq!(ask(&mut TcpStream::connect(address).await.unwrap()).await, 'b');
         close.cancel();
         serving.await.unwrap();
+    }
+
+    /// Its system calls the socket writable every four seconds only, and tells of what was read every half of one.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_lives() {
+        const SIZE: usize = 1 << 20;
+        let large = Router::new().route("/", get(|| async { vec![b'x'; SIZE] }));
+        let (address, _router, ..) = served(large, Bounds { stall: Duration::from_secs(2), ..BOUNDS }).await;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        let mut client = socket.connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut slowly = vec![0; 2 << 10];
+        for _ in 0..80 {
+            client.read_exact(&mut slowly).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.len() + 80 * slowly.len() > SIZE);
     }
 
     #[test]

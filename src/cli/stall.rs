@@ -1,4 +1,7 @@
-//! A stream whose other end has to read: one on which nothing can be written for too long breaks.
+//! A stream whose other end has to read: one that takes nothing for too long breaks.
+//!
+//! That nothing can be written does not say that nothing is read: a system calls a socket writable only when a good part of
+//! what it holds has left. So a write that waits is tried again now and then, whatever the system says; it takes even a little.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -6,18 +9,46 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+/// How often a write that waits is tried again before its reader's patience is over.
+const TRIES: u32 = 4;
+
+/// What can be asked to take a few bytes although it has not called itself writable.
+pub trait Offer {
+    /// Writes as much as fits at once; [`ErrorKind::WouldBlock`] where that is nothing.
+    fn offer(&self, bytes: &[u8]) -> Result<usize>;
+}
+
+impl Offer for TcpStream {
+    #[cfg(unix)]
+    fn offer(&self, bytes: &[u8]) -> Result<usize> {
+        // Past the runtime, which asks the system only after the system has told of room. The socket never blocks.
+        Ok(rustix::io::retry_on_intr(|| rustix::io::write(self, bytes))?)
+    }
+
+    #[cfg(not(unix))]
+    fn offer(&self, bytes: &[u8]) -> Result<usize> {
+        self.try_write(bytes)
+    }
+}
 
 /// The stream, and how long its reader may take nothing. A stream that has nothing to write is never stalled.
 pub struct Guarded<S> {
     stream: S,
     patience: Duration,
-    /// Runs while a write waits.
-    waiting: Option<Pin<Box<Sleep>>>,
+    waiting: Option<Waiting>,
     stalled: bool,
 }
 
-impl<S> Guarded<S> {
+/// A write that waits: until when, and how many tries are left then.
+struct Waiting {
+    until: Pin<Box<Sleep>>,
+    tries: u32,
+}
+
+impl<S: Offer> Guarded<S> {
     pub fn new(stream: S, patience: Duration) -> Guarded<S> {
         Guarded { stream, patience, waiting: None, stalled: false }
     }
@@ -31,18 +62,34 @@ impl<S> Guarded<S> {
         self.stream
     }
 
-    /// What a write came to, or the error that takes its place when it has waited long enough.
-    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<Result<usize>>) -> Poll<Result<usize>> {
-        if written.is_ready() {
-            // However little was taken: whoever reads slowly lives.
-            self.waiting = None;
-            return written;
+    /// What a write of `bytes` came to, or the error that takes its place when it has waited long enough.
+    fn judge(&mut self, cx: &mut Context<'_>, written: Poll<Result<usize>>, bytes: &[u8]) -> Poll<Result<usize>> {
+        // However little was taken: whoever reads slowly lives.
+        let written = match written {
+            Poll::Pending => ready!(self.wait(cx, bytes)),
+            Poll::Ready(written) => written,
+        };
+        self.waiting = None;
+        Poll::Ready(written)
+    }
+
+    fn wait(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let part = self.patience / TRIES;
+        let soon = || Box::pin(tokio::time::sleep(part));
+        let waiting = self.waiting.get_or_insert_with(|| Waiting { until: soon(), tries: TRIES });
+        loop {
+            ready!(waiting.until.as_mut().poll(cx));
+            match self.stream.offer(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                taken => return Poll::Ready(taken),
+            }
+            waiting.tries -= 1;
+            if waiting.tries == 0 {
+                self.stalled = true;
+                return Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client reads nothing")));
+            }
+            waiting.until = soon();
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(waiting.as_mut().poll(cx));
-        self.stalled = true;
-        Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client reads nothing")))
     }
 }
 
@@ -52,10 +99,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Offer + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.judge(cx, written)
+        self.judge(cx, written, bytes)
     }
 
     fn poll_write_vectored(
@@ -64,7 +111,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        self.judge(cx, written)
+        let first = pieces.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
+        self.judge(cx, written, first)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -82,12 +130,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::{Instant, sleep};
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Says at once when there is room, as sockets do not.
+    impl Offer for DuplexStream {
+        fn offer(&self, _: &[u8]) -> Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_takes_nothing_breaks_the_stream() {

@@ -95,6 +95,7 @@ pub fn load_for(config: &Config, threads: usize, positions: usize) -> Result<(Di
     let mut checkpoint = quantized(fetch::open(&source, form)?, quantization)?;
     checkpoint.config.context = checkpoint.config.context.max(positions);
     check_memory(config, &checkpoint, &options)?;
+    check_settings(config, &checkpoint, &options)?;
     let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
     let digest = checkpoint.digest()?;
     let model = DiffusionGemma::load(&checkpoint.config, checkpoint.weights.as_ref(), &options).map_err(failed)?;
@@ -145,6 +146,15 @@ fn check_memory(config: &Config, checkpoint: &Checkpoint, options: &LoadOptions)
         needs.check_kv(free, bytes.0)?;
     }
     Ok(())
+}
+
+/// Refuses settings with which no engine would start, before any weight is read: a large model takes minutes to load.
+fn check_settings(config: &Config, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<(), CliError> {
+    let failed = |source: LoadError| CliError::Load { name: checkpoint.id.clone(), source };
+    let limits = DiffusionGemma::limits_of(&checkpoint.config, checkpoint.weights.as_ref(), options).map_err(failed)?;
+    // What memory there is by itself shows when the weights are loaded.
+    let kv_bytes = config.kv_memory.map_or(u64::MAX, |bytes| bytes.0);
+    Ok(Settings { kv_bytes, working_bytes: None, ..settings(config, &limits) }.check(&limits)?)
 }
 
 /// Threads that compute: as configured, or one per physical core that this process may use. A second hardware thread
@@ -218,7 +228,6 @@ pub fn settings(config: &Config, limits: &Limits) -> Settings {
         // Keys and values are half of what is free at most; a quarter stays for everything that nobody counts.
         working_bytes: free.filter(|_| config.device == Device::Cpu).map(|free| free / 4),
         prefix_cache_bytes: config.prefix_cache.map(|bytes| bytes.0),
-        stall_timeout: Duration::from_secs(config.stall_timeout_seconds),
         ..Settings::default()
     }
 }
@@ -230,8 +239,8 @@ fn kv_share(config: &Config, limits: &Limits, free: Option<u64>) -> u64 {
     const MOST: u64 = 4 << 30;
     let page = limits.page_tokens.max(1);
     let full = limits.context.div_ceil(page);
-    // Sliding layers give pages back that fell out of the window.
-    let sliding = full.min(sliding_pages(limits.window, limits.canvas, page));
+    // Sliding layers give pages back that fell out of the window, but not before what is encoded at once has been.
+    let sliding = full.min(sliding_pages(limits.window, limits.canvas.max(config.encode_rows), page));
     let pages = |count: usize, bytes: u64| (count as u64).saturating_mul(bytes);
     let one = pages(full, limits.full_page_bytes).saturating_add(pages(sliding, limits.sliding_page_bytes));
     let all = one.saturating_mul(config.max_running as u64).saturating_mul(2);

@@ -193,10 +193,12 @@ fn origins_are_written_as_browsers_send_them() {
 #[test]
 fn values_out_of_range_and_contradictions_are_refused() {
     let check = |key: &'static str, value: &str| Config::load(None, none, &[Override { key, value: value.into() }]);
-    for key in ["threads", "queue", "max_running", "encode_rows", "body_limit", "request_timeout_seconds"] {
+    for key in ["threads", "queue", "max_running", "body_limit", "request_timeout_seconds"] {
         let error = check(key, "0").unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("at least 1"), "{error}");
     }
+    let error = check("encode_rows", "63").unwrap_err().to_string();
+    assert!(error.contains("encode_rows must be at least 64"), "{error}");
     for (key, most) in [
         ("max_running", 65_536),
         ("encode_rows", 1 << 20),

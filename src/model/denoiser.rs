@@ -8,10 +8,11 @@ use super::attention::{KvPool, PAGE_TOKENS};
 use super::backend::{Backend, said};
 use super::clock::{Clock, Operation, Splits};
 use super::config::{Config, LayerKind};
-use super::footprint::{page_bytes, slot_bytes, with_tile};
+use super::footprint;
 use super::layer::{Context, Layer};
 use super::linear::{Linear, Mlp};
 use super::load::{self, LoadError, Tuning};
+use super::names::EMBEDDING;
 use super::norm::{RmsNorm, Rotary};
 use super::observe::{Nobody, Observer};
 use super::options::LoadOptions;
@@ -96,9 +97,18 @@ impl DiffusionGemma {
         load::check(options)
     }
 
+    /// The limits of the model that these weights would be, loaded so; to be known before they are read.
+    ///
+    /// # Errors
+    /// Where the weights cannot say of what type they are.
+    pub fn limits_of(config: &Config, weights: &dyn Weights, options: &LoadOptions) -> Result<Limits, LoadError> {
+        let keys_and_values = options.keys_and_values(weights.element(EMBEDDING)?);
+        Ok(footprint::limits(config, keys_and_values, footprint::row_bytes(config, options.device)))
+    }
+
     pub(super) fn new(config: &Config, backend: Backend, parts: Parts) -> DiffusionGemma {
         DiffusionGemma {
-            limits: limits(config, &backend, &parts),
+            limits: footprint::limits(config, backend.kv, footprint::with_tile(config, parts.vocab.tile)),
             slides: config.count(LayerKind::Sliding) > 0,
             hidden: config.hidden,
             backend,
@@ -391,19 +401,5 @@ impl Forward<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn limits(config: &Config, backend: &Backend, parts: &Parts) -> Limits {
-    Limits {
-        canvas: config.canvas,
-        vocabulary: config.vocabulary,
-        context: config.context,
-        window: config.window,
-        page_tokens: PAGE_TOKENS,
-        full_page_bytes: page_bytes(config, LayerKind::Full, backend.kv),
-        sliding_page_bytes: page_bytes(config, LayerKind::Sliding, backend.kv),
-        slot_bytes: slot_bytes(config),
-        row_bytes: with_tile(config, parts.vocab.tile),
     }
 }

@@ -4,7 +4,8 @@
 use super::config::{Config, LayerKind};
 use super::options::DeviceChoice;
 use crate::kernels::ElementType;
-use crate::kernels::cpu::{KvElement, KvPool, PackedMatrix, Packing};
+use crate::kernels::cpu::{KvElement, KvPool, PAGE_TOKENS, PackedMatrix, Packing};
+use crate::pass::Limits;
 
 const F32: u64 = 4;
 
@@ -18,10 +19,25 @@ pub fn page_bytes(config: &Config, kind: LayerKind, element: KvElement) -> u64 {
     (KvPool::page_bytes(element, attention.kv_heads, attention.head_dim) * config.count(kind)) as u64
 }
 
-/// Most pages of a sliding layer that one request holds: what a commit still writes and what has just left the window overlap
-/// for a moment.
-pub fn sliding_pages(window: usize, canvas: usize, page_tokens: usize) -> usize {
-    (window + canvas).div_ceil(page_tokens) + 2
+/// What a model of this configuration is to whoever schedules it.
+pub(super) fn limits(config: &Config, keys_and_values: KvElement, row_bytes: u64) -> Limits {
+    Limits {
+        canvas: config.canvas,
+        vocabulary: config.vocabulary,
+        context: config.context,
+        window: config.window,
+        page_tokens: PAGE_TOKENS,
+        full_page_bytes: page_bytes(config, LayerKind::Full, keys_and_values),
+        sliding_page_bytes: page_bytes(config, LayerKind::Sliding, keys_and_values),
+        slot_bytes: slot_bytes(config),
+        row_bytes,
+    }
+}
+
+/// Most pages of a sliding layer that one request holds of which so many rows are encoded at once: what they still write and
+/// what has just left the window overlap for a moment.
+pub fn sliding_pages(window: usize, rows: usize, page_tokens: usize) -> usize {
+    (window + rows).div_ceil(page_tokens) + 2
 }
 
 /// Bytes of a quantised matrix `[outputs, inputs]` where products are of bytes, or of a stack `[.., outputs, inputs]` of

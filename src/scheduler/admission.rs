@@ -1,9 +1,9 @@
-//! Who runs: cancellations, deadlines, slow readers, admission from the queue, and setting back.
+//! Who runs: cancellations, deadlines, admission from the queue, and setting back.
 
 use super::core::Core;
 use super::job::{FinishReason, JobError, Phase};
 use super::kv::Pages;
-use super::lane::{LaneId, Stall, Stay, Tag};
+use super::lane::{LaneId, Stay, Tag};
 use super::settings::need;
 
 /// The waiting choice that goes first although its pages are not there yet, and how many have passed it.
@@ -55,35 +55,6 @@ impl Core {
         }
     }
 
-    /// Lets choices go on whose readers have caught up, and gives up those whose readers do not move.
-    pub(super) fn watch_readers(&mut self) {
-        for index in 0..self.running.len() {
-            let lane = self.lane(self.running[index]);
-            if lane.stall.is_none() && lane.is_paused() {
-                self.paused.insert(self.running[index]);
-            }
-        }
-        if self.paused.is_empty() {
-            return;
-        }
-        let now = self.now;
-        for id in self.paused.iter().copied().collect::<Vec<_>>() {
-            let timeout = self.stall_timeout;
-            let lane = self.lane_mut(id);
-            let taken = lane.outlet.taken();
-            if !lane.is_paused() {
-                lane.stall = None;
-                self.paused.remove(&id);
-                continue;
-            }
-            let stall = lane.stall.filter(|stall| stall.taken == taken).unwrap_or(Stall { since: now, taken });
-            lane.stall = Some(stall);
-            if now.saturating_duration_since(stall.since) >= timeout {
-                self.fail(id, JobError::Stalled);
-            }
-        }
-    }
-
     /// Gives slots to waiting choices, in the order of their tags, as far as pages allow.
     pub(super) fn admit(&mut self) {
         self.make_slot();
@@ -117,15 +88,14 @@ impl Core {
 
     /// A choice that only waits for its reader gives its place to one that waits for a place.
     fn make_slot(&mut self) {
-        if !self.slots.is_empty() || self.paused.is_empty() || !self.waiting.values().any(|&id| self.may_run(id)) {
-            return;
+        if self.slots.is_empty() && self.waiting.values().any(|&id| self.may_run(id)) {
+            self.set_back_paused();
         }
-        self.set_back_paused();
     }
 
     /// Takes slot and pages from a choice that only waits for its reader; false where there is none.
     fn set_back_paused(&mut self) -> bool {
-        let idle = self.paused.iter().copied().find(|&id| self.lane(id).stay.is_some());
+        let idle = self.running.iter().rev().copied().find(|&id| self.lane(id).is_paused());
         let Some(idle) = idle else { return false };
         self.set_back(idle);
         true

@@ -42,7 +42,6 @@ pub(super) struct Family {
 /// The state machine.
 pub struct Core {
     pub(super) budget: Budget,
-    pub(super) stall_timeout: Duration,
     pub(super) front: Arc<Front>,
     pub(super) store: Store,
     pub(super) lanes: Vec<Option<Lane>>,
@@ -56,8 +55,6 @@ pub struct Core {
     pub(super) running: Vec<LaneId>,
     pub(super) slots: Vec<SlotId>,
     pub(super) deadlines: BTreeSet<(Instant, LaneId)>,
-    /// Lanes whose readers are behind.
-    pub(super) paused: BTreeSet<LaneId>,
     pub(super) head: Head,
     /// When a request, and when a choice of any request, was last admitted for the first time.
     pub(super) last_admission: Option<Instant>,
@@ -78,7 +75,6 @@ impl Core {
         let budget = Budget::new(limits, settings)?;
         let capacity = budget.capacity;
         let core = Core {
-            stall_timeout: settings.stall_timeout,
             front: Arc::new(Front::new(budget.clone(), settings)),
             store: Store::new(limits, budget.pages(), budget.cache_bytes),
             lanes: Vec::new(),
@@ -90,7 +86,6 @@ impl Core {
             running: Vec::new(),
             slots: (0..capacity.slots as u32).rev().map(SlotId).collect(),
             deadlines: BTreeSet::new(),
-            paused: BTreeSet::new(),
             head: Head::default(),
             last_admission: None,
             last_choice: None,
@@ -162,7 +157,6 @@ impl Core {
             self.drop_cancelled();
         }
         self.expire();
-        self.watch_readers();
         self.admit();
         self.build();
         let planned = !self.entries.is_empty();
@@ -211,10 +205,7 @@ impl Core {
 
     /// When to plan again although nothing arrives, if nothing can run now.
     pub fn wake_at(&self) -> Option<Instant> {
-        let deadline = self.deadlines.first().map(|&(at, _)| at.checked_sub(self.durations.median()).unwrap_or(at));
-        let stall = self.paused.iter().filter_map(|&id| self.get(id)?.stall);
-        let stall = stall.filter_map(|stall| stall.since.checked_add(self.stall_timeout)).min();
-        deadline.into_iter().chain(stall).min()
+        self.deadlines.first().map(|&(at, _)| at.checked_sub(self.durations.median()).unwrap_or(at))
     }
 
     /// When a pass that begins `now` will most likely have ended.

@@ -113,9 +113,10 @@ impl Handle {
         self.front.submit(jobs, Instant::now())
     }
 
-    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
-    pub fn check_open(&self) -> Result<(), Refusal> {
-        self.front.check_open()
+    /// Whether so many jobs of one request would be taken now, whatever they are: for callers to whom it is work to make
+    /// them.
+    pub fn check_open(&self, jobs: usize) -> Result<(), Refusal> {
+        self.front.check_open(jobs)
     }
 
     /// What the model is, with the context cut to what the memory can hold for one request.

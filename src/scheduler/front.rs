@@ -3,7 +3,7 @@
 //! Runs on the callers' threads and shares nothing with the engine's but an inbox and a few counters, so that
 //! submitting never waits for a pass.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::job::{Drafts, Job, Refusal};
 use super::metrics::{Metrics, Outcome};
+use super::pace::Pace;
 use super::reader::{Outlet, Reader, pair};
 use super::settings::{Budget, Settings, SlotBound};
 use crate::pass::{CANDIDATES, Draw, Limits};
@@ -138,25 +139,6 @@ impl Bell {
     }
 }
 
-/// Mean time between two admissions while somebody waits, in microseconds; 0 while unknown.
-#[derive(Debug, Default)]
-pub(super) struct Pace(AtomicU64);
-
-impl Pace {
-    /// Takes in the time between an admission and the one before.
-    pub(super) fn note(&self, interval: Duration) {
-        let new = interval.as_micros().min(u128::from(u32::MAX)) as u64;
-        let mean = self.0.load(Ordering::Relaxed);
-        let mean = if mean == 0 { new } else { (7 * mean + new) / 8 };
-        self.0.store(mean.max(1), Ordering::Relaxed);
-    }
-
-    /// How long so many admissions take; no time while nothing is known.
-    fn time_for(&self, admissions: usize) -> Duration {
-        Duration::from_micros(self.0.load(Ordering::Relaxed).saturating_mul(admissions as u64))
-    }
-}
-
 /// The callers' side of the engine.
 pub struct Front {
     budget: Budget,
@@ -272,27 +254,31 @@ impl Front {
         self.queue.min(self.most_choices().div_ceil(choices.max(1)))
     }
 
-    /// Whether a job would be taken now, whatever it is: for callers to whom it is work to make one.
-    pub fn check_open(&self) -> Result<(), Refusal> {
+    /// Whether so many jobs of one request would be taken now, whatever they are: for callers to whom it is work to make
+    /// them.
+    pub fn check_open(&self, jobs: usize) -> Result<(), Refusal> {
         let (queued, choices) = (self.queued(), self.queued_choices());
-        let room = queued < self.queue && choices < self.most_choices();
-        let open = self.check_state().and_then(|()| if room { Ok(()) } else { Err(self.full(queued, choices)) });
-        self.counted(open)
+        let room = queued + jobs <= self.queue && choices < self.most_choices();
+        let open =
+            self.check_state().and_then(|()| if room { Ok(()) } else { Err(self.full((jobs, 0), queued, choices)) });
+        self.counted(jobs, open)
     }
 
     /// Checks a job and takes it into the queue. Never blocks.
     pub fn accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
-        self.counted(self.try_accept(job, now))
+        self.counted(1, self.take_places(std::slice::from_ref(&job)))?;
+        Ok(self.enter(job, now))
     }
 
-    /// Takes a refusal into the figures.
-    fn counted<T>(&self, result: Result<T, Refusal>) -> Result<T, Refusal> {
+    /// Takes the refusal of so many jobs into the figures.
+    fn counted<T>(&self, jobs: usize, result: Result<T, Refusal>) -> Result<T, Refusal> {
         if let Err(refusal) = &result {
-            self.metrics.request(match refusal {
+            let outcome = match refusal {
                 Refusal::QueueFull { .. } => Outcome::QueueFull,
                 Refusal::NeverFits { .. } | Refusal::Invalid(_) => Outcome::Refused,
                 Refusal::Draining | Refusal::Stopped => Outcome::Unavailable,
-            });
+            };
+            (0..jobs).for_each(|_| self.metrics.request(outcome));
         }
         result
     }
@@ -305,41 +291,41 @@ impl Front {
         }
     }
 
-    fn full(&self, queued: usize, choices: usize) -> Refusal {
-        Refusal::QueueFull { queued, choices, retry_after: self.retry_after(queued, choices) }
+    /// The refusal of so many jobs with so many choices before the last one's.
+    fn full(&self, (jobs, ahead): (usize, usize), queued: usize, choices: usize) -> Refusal {
+        Refusal::QueueFull { jobs, queued, choices, retry_after: self.retry_after((jobs, ahead), queued, choices) }
     }
 
-    fn try_accept(&self, job: Job, now: Instant) -> Result<(Submission, Ticket), Refusal> {
+    /// Checks the jobs of one request and takes their places in the queue, all at once: what is refused was never seen
+    /// by others.
+    fn take_places(&self, jobs: &[Job]) -> Result<(), Refusal> {
         self.check_state()?;
-        check(&job, &self.budget.limits)?;
+        jobs.iter().try_for_each(|job| check(job, &self.budget.limits))?;
         let choices = self.queued_choices();
-        let room = choices < self.most_choices();
-        let place = |queued| (room && queued < self.queue).then_some(queued + 1);
-        if let Err(queued) = self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place) {
-            return Err(self.full(queued, choices));
+        // What the last one brings may go beyond.
+        let ahead: usize = jobs.iter().rev().skip(1).map(|job| job.choices.len()).sum();
+        let room = choices + ahead < self.most_choices();
+        let places = |queued| Some(queued + jobs.len()).filter(|&all| room && all <= self.queue);
+        match self.queued.fetch_update(Ordering::AcqRel, Ordering::Relaxed, places) {
+            Ok(_) => Ok(()),
+            Err(queued) => Err(self.full((jobs.len(), ahead), queued, choices)),
         }
+    }
+
+    /// Makes a job that has its place ready for the engine.
+    fn enter(&self, job: Job, now: Instant) -> (Submission, Ticket) {
         let ends = job.choices.iter().map(|_| pair(self.unread_canvases, self.bell.clone()));
         let (outlets, choices) = ends.unzip();
         let places = job.choices.iter().map(|_| Place::new(&self.queued_choices)).collect();
-        Ok((Submission { job, submitted: now, outlets, places }, Ticket { choices }))
+        (Submission { job, submitted: now, outlets, places }, Ticket { choices })
     }
 
     /// Takes the jobs of one request, all or none, and hands them to the engine's thread with no other's between them.
     pub(super) fn submit(&self, jobs: Vec<Job>, now: Instant) -> Result<Vec<Ticket>, Refusal> {
-        let (mut submissions, mut tickets) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
-        for job in jobs {
-            match self.accept(job, now) {
-                Ok((submission, ticket)) => {
-                    submissions.push(submission);
-                    tickets.push(ticket);
-                }
-                Err(refusal) => {
-                    submissions.iter().for_each(|_| self.left_queue(None));
-                    return Err(refusal);
-                }
-            }
-        }
-        self.send(submissions)?;
+        let count = jobs.len();
+        self.counted(count, self.take_places(&jobs))?;
+        let (submissions, tickets) = jobs.into_iter().map(|job| self.enter(job, now)).unzip();
+        self.counted(count, self.send(submissions))?;
         Ok(tickets)
     }
 
@@ -355,14 +341,16 @@ impl Front {
         Ok(())
     }
 
-    /// About when a place in the queue will be free, in whole seconds: when a tenth of those who wait beyond a bound have
-    /// been admitted, at the rate of late; of choices, when they are below theirs again. One second while nothing is known.
-    fn retry_after(&self, queued: usize, choices: usize) -> Duration {
+    /// About when so many jobs will have places in the queue, in whole seconds: when a tenth of those who wait beyond a
+    /// bound have been admitted, and as many as are in the way, at the rate of late; of choices, when they are below their
+    /// bound again. One second while nothing is known.
+    fn retry_after(&self, (jobs, ahead): (usize, usize), queued: usize, choices: usize) -> Duration {
         let mut wait = Duration::ZERO;
-        if queued >= self.queue {
-            wait = self.request_pace.time_for(queued.div_ceil(10));
+        let in_the_way = (queued + jobs).saturating_sub(self.queue);
+        if in_the_way > 0 {
+            wait = self.request_pace.time_for(queued.div_ceil(10).max(in_the_way));
         }
-        if let Some(beyond) = choices.checked_sub(self.most_choices()) {
+        if let Some(beyond) = (choices + ahead).checked_sub(self.most_choices()) {
             wait = wait.max(self.choice_pace.time_for(choices.div_ceil(10).max(beyond + 1)));
         }
         Duration::from_secs((wait.as_secs_f64().ceil() as u64).clamp(1, 600))
@@ -466,11 +454,28 @@ mod tests {
         assert!(arrived.chunks(3).all(|jobs| jobs.iter().all(|job| *job == jobs[0])));
     }
 
+    /// Its numbers are of those who wait, and each prompt of an array is a request in the figures.
+    #[test]
+    fn an_array_that_finds_no_room_is_refused_as_one() {
+        let front = front(3);
+        let _waits = front.submit(vec![job(8)], Instant::now()).expect("taken");
+        let refusal = front.submit(vec![job(8), job(8), job(8)], Instant::now()).expect_err("no room");
+        let told = "the queue has no room for 3 prompts together (1 requests, 1 choices wait); try again in about 1 s";
+        assert_eq!(refusal.to_string(), told);
+        assert_eq!(front.check_open(3), Err(refusal));
+        assert_eq!(front.check_open(2), Ok(()));
+        let metrics = front.metrics_text();
+        assert!(metrics.contains("canvasd_requests_total{outcome=\"queue_full\"} 6\n"), "{metrics}");
+    }
+
     #[test]
     fn a_request_is_taken_whole_or_leaves_nothing_behind() {
         let front = front(3);
         let submit = |jobs: Vec<Job>| front.submit(jobs, Instant::now());
-        assert!(matches!(submit((0..4).map(|_| job(8)).collect()), Err(Refusal::QueueFull { queued: 3, .. })));
+        assert!(matches!(
+            submit((0..4).map(|_| job(8)).collect()),
+            Err(Refusal::QueueFull { jobs: 4, queued: 0, choices: 0, .. })
+        ));
         assert!(matches!(submit(vec![job(8), job(0)]), Err(Refusal::Invalid(_))));
         assert_eq!((front.queued(), front.queued_choices()), (0, 0));
         assert!(front.bell().is_empty());

@@ -231,8 +231,10 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The queue is at its bound; try again later.
-    #[error("the queue is full ({queued} requests, {choices} choices wait); try again in about {} s", retry_after.as_secs())]
+    #[error("{} ({queued} requests, {choices} choices wait); try again in about {} s", no_room(*jobs), retry_after.as_secs())]
     QueueFull {
+        /// Jobs that were to be taken together: more than one are an array's prompts.
+        jobs: usize,
         /// Requests waiting.
         queued: usize,
         /// Choices waiting, those of admitted requests too.
@@ -261,6 +263,14 @@ pub enum Refusal {
     Stopped,
 }
 
+/// An array may be too long for a queue that has room for others.
+fn no_room(jobs: usize) -> String {
+    match jobs {
+        1 => "the queue is full".to_owned(),
+        _ => format!("the queue has no room for {jobs} prompts together"),
+    }
+}
+
 /// Why a running choice ended without completing.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum JobError {
@@ -280,7 +290,4 @@ pub enum JobError {
     /// The engine stopped.
     #[error("the engine has stopped")]
     Stopped,
-    /// The reader took nothing for too long.
-    #[error("the reader stalled")]
-    Stalled,
 }

@@ -102,13 +102,6 @@ pub(super) struct Stay {
     pub(super) depends: Option<usize>,
 }
 
-/// Since when, and at which count of canvases taken, a reader has been behind.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stall {
-    pub(super) since: Instant,
-    pub(super) taken: usize,
-}
-
 /// One choice.
 pub(super) struct Lane {
     pub(super) common: Arc<Common>,
@@ -137,7 +130,6 @@ pub(super) struct Lane {
     counts: BTreeMap<u32, u32>,
     pub(super) usage: ChoiceUsage,
     pub(super) stay: Option<Stay>,
-    pub(super) stall: Option<Stall>,
     /// Held until the first admission.
     pub(super) place: Option<Place>,
     /// The denoise segment, kept between passes for its memory. `None` while the model has it.
@@ -191,7 +183,6 @@ impl Lane {
             counts: BTreeMap::new(),
             usage: ChoiceUsage::default(),
             stay: None,
-            stall: None,
             place: Some(place),
             segment: None,
         }

@@ -38,7 +38,6 @@ label! {
         Cancelled = "cancelled",
         Deadline = "deadline",
         Failed = "failed",
-        Stalled = "stalled",
         ShutDown = "shut_down",
         QueueFull = "queue_full",
         Refused = "refused",

@@ -14,6 +14,7 @@ mod kv;
 mod lane;
 mod metrics;
 mod outcome;
+mod pace;
 mod planning;
 mod reader;
 mod sampling;

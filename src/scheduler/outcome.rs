@@ -190,7 +190,6 @@ impl Core {
             JobError::DeadlineExceeded => Outcome::Deadline,
             JobError::Model(_) | JobError::Structure(_) | JobError::Stopped => Outcome::Failed,
             JobError::ShutDown => Outcome::ShutDown,
-            JobError::Stalled => Outcome::Stalled,
         };
         self.log_failure(&lane, &error);
         lane.outlet.fail(error);
@@ -222,7 +221,6 @@ impl Core {
         let (tag, deadline) = self.get(id).map(|lane| (lane.tag, lane.common.deadline))?;
         self.leave(id);
         self.waiting.remove(&tag);
-        self.paused.remove(&id);
         if let Some(deadline) = deadline {
             self.deadlines.remove(&(deadline, id));
         }

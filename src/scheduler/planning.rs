@@ -195,9 +195,10 @@ impl Core {
     fn victim(&self, claimant: LaneId) -> Option<LaneId> {
         let tag = self.lane(claimant).tag;
         let free = |id: &LaneId| *id != claimant && self.lane(*id).stay.as_ref().is_some_and(|stay| !stay.in_pass);
-        let paused = self.paused.iter().copied().find(free);
+        let paused = |id: &LaneId| free(id) && self.lane(*id).is_paused();
         let younger = |id: &LaneId| free(id) && self.lane(*id).tag > tag;
-        paused.or_else(|| self.running.iter().rev().copied().find(younger))
+        let mut youngest_first = self.running.iter().rev().copied();
+        youngest_first.clone().find(paused).or_else(|| youngest_first.find(younger))
     }
 
     /// If another choice of the same job has the whole prompt encoded, or will have in this pass, shares its pages.

@@ -1,7 +1,9 @@
 //! The way from the engine back to a request: committed text, never lost and never reordered, and the newest draft.
 //!
 //! Text waits in a queue whose length the engine watches: a choice whose reader is behind pauses at its next canvas, so
-//! the queue is bounded without the engine ever waiting. Drafts have one place each; a new one replaces the old.
+//! the queue is bounded without the engine ever waiting. It may be behind for as long as it likes: whether anybody is still
+//! there to read is known to whoever holds the connection, and drops the reader. Drafts have one place each; a new one
+//! replaces the old.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,8 +19,6 @@ struct Link {
     closed: AtomicBool,
     /// Canvases committed and not yet taken by the reader.
     unread: AtomicUsize,
-    /// Canvases taken.
-    taken: AtomicUsize,
     /// `unread` at which the choice pauses.
     most: usize,
     bell: Arc<Bell>,
@@ -28,13 +28,7 @@ struct Link {
 pub(super) fn pair(most: usize, bell: Arc<Bell>) -> (Outlet, Reader) {
     let (sender, events) = mpsc::unbounded_channel();
     let (draft, drafts) = watch::channel(None);
-    let link = Arc::new(Link {
-        closed: AtomicBool::new(false),
-        unread: AtomicUsize::new(0),
-        taken: AtomicUsize::new(0),
-        most,
-        bell,
-    });
+    let link = Arc::new(Link { closed: AtomicBool::new(false), unread: AtomicUsize::new(0), most, bell });
     let outlet = Outlet { events: sender, drafts: draft, link: link.clone(), ended: false };
     (outlet, Reader { events, drafts, link })
 }
@@ -66,11 +60,10 @@ impl Reader {
     }
 
     fn took(&self, event: Option<Event>) -> Option<Event> {
-        if let Some(Event::Committed(_)) = event {
-            self.link.taken.fetch_add(1, Ordering::Relaxed);
-            if self.link.unread.fetch_sub(1, Ordering::Relaxed) == self.link.most {
-                self.link.bell.ring();
-            }
+        if let Some(Event::Committed(_)) = event
+            && self.link.unread.fetch_sub(1, Ordering::Relaxed) == self.link.most
+        {
+            self.link.bell.ring();
         }
         event
     }
@@ -128,11 +121,6 @@ impl Outlet {
     /// Whether the reader is so far behind that the choice must pause.
     pub(super) fn is_full(&self) -> bool {
         self.link.unread.load(Ordering::Relaxed) >= self.link.most
-    }
-
-    /// Canvases the reader has taken so far.
-    pub(super) fn taken(&self) -> usize {
-        self.link.taken.load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,5 @@
 //! What the operator configures, and the budget that follows from it and from the model's limits.
 
-use std::time::Duration;
-
 use super::kv::{Geometry, Pages};
 use crate::pass::{Capacity, EngineError, Limits};
 
@@ -28,8 +26,6 @@ pub struct Settings {
     pub prefix_cache_bytes: Option<u64>,
     /// Canvases committed but not yet read at which a choice pauses until its reader has caught up, at least 1.
     pub unread_canvases: usize,
-    /// How long such a reader may take before its choice is cancelled.
-    pub stall_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -43,8 +39,14 @@ impl Default for Settings {
             working_bytes: None,
             prefix_cache_bytes: None,
             unread_canvases: 4,
-            stall_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl Settings {
+    /// Whether an engine would start with them and a model of these limits: for callers to whom it is work to load one.
+    pub fn check(&self, limits: &Limits) -> Result<(), StartError> {
+        Budget::new(limits, self).map(drop)
     }
 }
 

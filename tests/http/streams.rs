@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use canvasd::api::ApiSettings;
 use canvasd::scheduler::Settings;
 use serde_json::{Value, json};
@@ -250,6 +252,21 @@ async fn a_stream_that_breaks_off_is_logged_with_its_id() {
     // One that is complete has nothing to add.
     let reply = app.post("/v1/chat/completions", &chat_body("hello", json!({"stream": true}))).await;
     assert_eq!(caught.with(reply.headers["x-request-id"].to_str().unwrap()).len(), 1);
+}
+
+/// Its client has left, or was given up because it read nothing.
+#[tokio::test]
+async fn a_stream_whose_connection_ends_is_logged_with_its_id() {
+    let app = App::new();
+    let caught = catch();
+    let body = chat_body("babble", json!({"stream": true, "max_tokens": 4000})).to_string();
+    let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+    let response = app.send(request.body(Body::from(body)).unwrap()).await;
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    drop(response);
+    let told = caught.with(&id);
+    assert_eq!(told.len(), 2, "the head and the end: {told:?}");
+    assert!(told[1].contains("WARN") && told[1].contains("broke off: its connection ended"), "{told:?}");
 }
 
 #[tokio::test]

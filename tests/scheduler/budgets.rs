@@ -64,11 +64,9 @@ fn waiting_choices_are_told_and_estimated() {
     assert_eq!(metric(&world, "vllm:num_requests_waiting"), 59);
     assert_eq!(metric(&world, "vllm:num_requests_running"), 1);
     let refused = |world: &mut World| match world.submit(job(&prompt(5, 9), 8, 1)) {
-        Err(Refusal::QueueFull { queued, choices, retry_after }) => {
-            assert_eq!(queued, 0);
-            (Refusal::QueueFull { queued, choices, retry_after }.to_string(), retry_after)
-        }
-        _ => panic!("taken"),
+        Err(refusal @ Refusal::QueueFull { queued: 0, retry_after, .. }) => (refusal.to_string(), retry_after),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("taken"),
     };
     assert_eq!(refused(&mut world).1, Duration::from_secs(1), "nothing is known yet");
     world.cost.0 = Duration::from_millis(300);
@@ -259,13 +257,21 @@ fn a_slow_reader_pauses_its_own_choice_only() {
     assert_eq!(late.tokens(), alone(job(&prompt(5, 1), 80, 1))[0].tokens(), "nothing is lost by reading late");
 }
 
+/// The choices of a stream share one reader, which may be long at another one's text.
 #[test]
-fn a_reader_that_stalls_is_given_up() {
-    let mut world = World::new(Settings { unread_canvases: 1, stall_timeout: Duration::from_secs(5), ..settings() });
+fn a_reader_may_be_behind_for_any_time() {
+    let mut world = World::new(Settings { unread_canvases: 1, ..settings() });
     let mut slow = world.submit(job(&prompt(5, 1), 80, 1)).expect("taken");
-    world.finish();
-    assert_eq!(stories(&mut slow)[0].error(), JobError::Stalled);
-    assert!(world.now - world.start >= Duration::from_secs(5));
+    let mut story = Story::default();
+    while story.end.is_none() {
+        while world.pass() {}
+        let ended = world.core.is_idle();
+        world.now += Duration::from_secs(3600);
+        story.read(&mut slow.choices[0]);
+        assert!(!ended || story.end.is_some(), "a choice has gone without a word");
+    }
+    story.finished();
+    assert_eq!(story.tokens(), alone(job(&prompt(5, 1), 80, 1))[0].tokens());
 }
 
 /// The same where slots are free and pages are not.
@@ -278,7 +284,6 @@ fn a_paused_choice_does_not_hold_pages() {
     let mut story = Story::default();
     world.until_end(&mut story, &mut other.choices[0]);
     assert_eq!(story.usage().canvases, 1);
-    assert!(world.now - world.start < Duration::from_secs(5), "it waited until the reader was given up");
     assert_eq!(set_backs(&world), 1, "the memory was tight enough to test anything");
     let mut late = Story::default();
     world.until_end(&mut late, &mut slow.choices[0]);
@@ -299,7 +304,7 @@ fn a_paused_choice_does_not_hold_a_slot() {
             break;
         }
     }
-    assert!(world.now - world.start < Duration::from_secs(5));
+    assert!(story.end.is_some(), "it waits for the other's reader");
     let mut late = Story::default();
     world.until_end(&mut late, &mut slow.choices[0]);
     assert_eq!(late.tokens(), alone(job(&prompt(5, 1), 40, 1))[0].tokens());

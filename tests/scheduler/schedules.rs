@@ -89,7 +89,6 @@ fn some_settings() -> impl Strategy<Value = Settings> {
             unread_canvases,
             max_rows_per_pass,
             queue: 6,
-            stall_timeout: Duration::from_secs(2),
             working_bytes: None,
         },
     )
@@ -196,7 +195,6 @@ fn play(settings: Settings, acts: &[Act], fault_every: Option<usize>) {
                 Ok(_) => assert_eq!(got, expected[..got.len()]),
                 Err(JobError::Model(_)) => assert!(fault_every.is_some()),
                 Err(JobError::DeadlineExceeded) => assert!(done.wanted.timeout_ms.is_some() && got.is_empty()),
-                Err(JobError::Stalled) => {}
                 Err(error @ (JobError::Structure(_) | JobError::ShutDown | JobError::Stopped)) => panic!("{error}"),
             }
             if story.end.as_ref().is_some_and(Result::is_err) {

@@ -148,7 +148,7 @@ async fn encode(
             OnePrompt::Tokens(ids) => prompts::check_ids(state, ids, Purpose::Prompt, "prompt")?,
         }
     }
-    prompts::check_open(state, Purpose::Prompt)?;
+    prompts::check_open(state, Purpose::Prompt, prompts.len())?;
     let here = state.clone();
     let one = move |prompt| {
         let (ids, shown) = match prompt {

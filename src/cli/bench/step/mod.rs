@@ -130,7 +130,8 @@ pub struct Findings {
 pub fn measure(model: &mut dyn Timed, plan: &Plan) -> Result<Findings, CliError> {
     let limits = model.limits().clone();
     let most = plan.canvases.iter().copied().max().unwrap_or(1);
-    let deepest = plan.prefixes.iter().copied().filter(|prefix| prefix + limits.canvas <= limits.context).max();
+    let fits = |prefix: usize| prefix.checked_add(limits.canvas).is_some_and(|end| end <= limits.context);
+    let deepest = plan.prefixes.iter().copied().filter(|prefix| fits(*prefix)).max();
     let Some(deepest) = deepest else {
         return Err(CliError::Usage(format!("no --prefix leaves room for a canvas in {} positions", limits.context)));
     };
@@ -377,7 +378,7 @@ mod tests {
         assert_eq!(found.steps.len(), 4 * 2 * 2);
         assert!(found.steps.iter().all(|one| one.steps.len() == 2));
         assert_eq!(found.encoded.as_ref().map(|encoded| encoded.tokens), Some(2500));
-        let none = Plan { prefixes: vec![9000], ..plan };
+        let none = Plan { prefixes: vec![9000, usize::MAX], ..plan };
         assert!(measure(&mut book, &none).is_err());
     }
 }
