@@ -45,16 +45,13 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut OpenCalls) -> Result<pr
     }
     let tool_calls = tool_calls.into_iter().enumerate().map(|(index, call)| {
         let path = format!("{path}.tool_calls[{index}]");
-        let call = tool_call(call, &path)?;
-        calls.call(&call.id, &path)?;
+        let mut call = tool_call(call, &path)?;
+        call.id = calls.call(call.id, &path)?;
         Ok(call)
     });
     let tool_calls = tool_calls.collect::<Result<Vec<_>, ApiError>>()?;
     let tool_call_id = match (role, wire.tool_call_id) {
-        (Role::Tool, Some(id)) => {
-            calls.result(&id, path)?;
-            Some(id)
-        }
+        (Role::Tool, Some(id)) => Some(calls.result(id, path)?),
         (Role::Tool, None) => return Err(ApiError::missing(&at("tool_call_id"))),
         (_, Some(_)) => {
             let message = "Only 'tool' messages answer a call; leave 'tool_call_id' out.";
