@@ -73,7 +73,13 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut OpenCalls) -> Result<pr
         Role::Assistant => prompt::Role::Assistant,
         Role::Tool => prompt::Role::Tool,
     };
-    let reasoning = wire.reasoning_content.or(wire.reasoning);
+    let reasoning = match (wire.reasoning_content, wire.reasoning) {
+        (Some(one), Some(other)) if one != other => {
+            let message = "'reasoning' is another name of 'reasoning_content', and they differ; send one of them.";
+            return Err(ApiError::invalid(at("reasoning"), message));
+        }
+        (one, other) => one.or(other),
+    };
     Ok(prompt::Message { role, content, name: wire.name, reasoning, tool_calls, tool_call_id })
 }
 

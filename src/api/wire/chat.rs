@@ -192,7 +192,7 @@ pub struct Message {
     pub tool_call_id: Option<String>,
     /// Thoughts of the assistant; whether they are shown to the model again is the template's decision.
     pub reasoning_content: Option<String>,
-    /// The same under its other name.
+    /// The same under its other name; refused where the two differ.
     pub reasoning: Option<String>,
     /// Stands for `content` where that is absent.
     pub refusal: Option<String>,

@@ -149,7 +149,7 @@ pub struct TextFormat {
     /// Accepted; the model is not told of it: say in the input what is wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The JSON Schema, with the type `json_schema`.
+    /// The JSON Schema, with the type `json_schema`; refused with another.
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
