@@ -2,10 +2,12 @@
 //!
 //! Refuses what the model cannot take (images, audio, files) and what contradicts itself, by the path of the field.
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::body::{Ignored, in_json_words};
 use super::error::ApiError;
+use super::exact::Exact;
 use super::open_calls::{CallForm, OpenCalls};
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::Content;
@@ -154,15 +156,19 @@ fn tool_call(wire: SentToolCall, path: &str) -> Result<prompt::ToolCall, ApiErro
     })
 }
 
-/// The arguments of a call in the history: the JSON text of an object, or none.
-pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, Value>, ApiError> {
-    match text.as_deref().map(str::trim) {
-        None | Some("") => Ok(Map::new()),
-        Some(text) => serde_json::from_str(text).map_err(|error| {
-            let why = in_json_words(&error);
-            ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
-        }),
+/// The arguments of a call in the history: the JSON text of an object, no key twice, or none.
+pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<prompt::Arguments, ApiError> {
+    let text = text.unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(prompt::Arguments::default());
     }
+    let mut json = serde_json::Deserializer::from_str(text.trim());
+    let values = Map::deserialize(Exact(&mut json)).and_then(|values| json.end().map(|()| values));
+    let values = values.map_err(|error| {
+        let why = in_json_words(&error);
+        ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
+    })?;
+    Ok(prompt::Arguments::new(values, text))
 }
 
 /// Whether the model is to think, and what else the template is told.

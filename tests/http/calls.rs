@@ -115,6 +115,18 @@ async fn rendered(app: &App, messages: Value) -> String {
     app.post("/detokenize", &json!({"tokens": tokens})).await.ok()["prompt"].as_str().unwrap().to_owned()
 }
 
+#[tokio::test]
+async fn the_arguments_of_a_call_come_back_with_every_digit() {
+    let app = App::speaking(include_str!("../../models/demo/chat_template.jinja"));
+    let arguments = r#"{"a": 123456789012345678901234, "b": ["9", -18446744073709551617, {"c": 18446744073709551615}],
+                        "d": 1.50, "e": 1e+23, "f": "\\\"7"}"#;
+    let mut call = calls(&["a1"]);
+    call["tool_calls"][0]["function"]["arguments"] = json!(arguments);
+    let prompt = rendered(&app, json!([call, result("a1")])).await;
+    let expected = r#"{a:123456789012345678901234,b:[<|"|>9<|"|>,-18446744073709551617,{c:18446744073709551615}],d:1.5,e:1e+23,f:<|"|>\"7<|"|>}"#;
+    assert!(prompt.contains(expected), "{prompt}");
+}
+
 /// What the assistant says between a call and its result belongs to the message that calls, as chat has it.
 #[tokio::test]
 async fn text_after_a_call_belongs_to_its_turn() {

@@ -170,6 +170,12 @@ async fn an_error_says_what_to_do_next() {
             "messages[0].reasoning",
             "send one of them",
         ),
+        (
+            chat,
+            called(r#"{"a": {"b": 1, "b": 2}}"#),
+            "messages[0].tool_calls[0].function.arguments",
+            "of an object: duplicate field `b`",
+        ),
         (chat, ask(allowed.clone()), "tool_choice", "send only those"),
         (
             "/v1/responses",

@@ -279,7 +279,7 @@ pub struct SentFunction {
     /// Its name.
     #[schema(required = true, nullable = false)]
     pub name: Option<String>,
-    /// Its arguments: text that holds a JSON object. Empty text stands for `{}`.
+    /// Its arguments: text that holds a JSON object, no key twice. Empty text stands for `{}`.
     pub arguments: Option<String>,
 }
 

@@ -173,7 +173,7 @@ pub struct InputItem {
     pub call_id: Option<String>,
     /// The function of a call; of a message, the speaker's name, handed to the template.
     pub name: Option<String>,
-    /// Arguments of a call: text that holds a JSON object. Empty text stands for `{}`.
+    /// Arguments of a call: text that holds a JSON object, no key twice. Empty text stands for `{}`.
     pub arguments: Option<String>,
     /// The output of a call: text, or parts.
     pub output: Option<Content>,
