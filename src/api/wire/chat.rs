@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::count::from_one;
 use super::either::{Content, Stop, ToolChoice};
+use super::lazy::Lazy;
 use super::options::{DiffusionOptions, ResponseFormat, StreamOptions, Tool};
 
 /// A conversation to be continued.
@@ -340,10 +341,11 @@ pub struct CalledFunction {
 }
 
 /// Log-probabilities of an answer.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatLogprobs {
     /// One entry per content token.
-    pub content: Vec<TokenLogprob>,
+    #[schema(value_type = Vec<TokenLogprob>)]
+    pub content: Lazy<TokenLogprob>,
     /// Always null.
     #[schema(required = true)]
     pub refusal: Option<Vec<TokenLogprob>>,
