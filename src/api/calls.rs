@@ -147,6 +147,10 @@ impl Toolbox {
     /// The tool that a choice names.
     fn named(&self, choice: NamedTool) -> Result<CalledTool, ApiError> {
         let (name, path) = match (choice.function, choice.name) {
+            (Some(function), Some(other)) if function.name.as_ref().is_some_and(|name| *name != other) => {
+                let message = "'tool_choice' names a function twice, and the names differ; send one of them.";
+                return Err(ApiError::invalid("tool_choice.name", message));
+            }
             (Some(function), _) => (function.name, "tool_choice.function.name"),
             (None, name) => (name, "tool_choice.name"),
         };

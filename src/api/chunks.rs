@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::error::ApiError;
 use super::order::{Delivery, UsageChunk};
+use super::pieces;
 use super::pump::{Answer, Beat, Commit, Finish, Pump};
 use super::sse::{self, StreamDialect};
 use super::state::{AppState, unix_seconds};
@@ -16,10 +17,14 @@ use super::wire::answer::{Answers, Chunk, Head};
 use super::wire::progress::ProgressFrame;
 use super::wire::usage::Usage;
 
+/// Most tokens, alternatives among them, of an answer that is written down where its connection is served: where each is
+/// spelled, that takes a thousandth of a second.
+const MOST_SPELLED: usize = 8_192;
+
 /// What a choice looks like.
 pub(crate) trait ChunkDialect: Send + 'static {
     /// A choice, whole.
-    type Choice: Serialize;
+    type Choice: Serialize + Send + 'static;
     /// What a chunk adds to a choice.
     type Piece: Serialize;
     /// Begins the answer's id.
@@ -58,8 +63,13 @@ pub(crate) async fn answer<D: ChunkDialect>(
     match delivery {
         Delivery::Whole => {
             let (answers, usage) = pump.whole().await?;
-            let choices = dialect.choices(answers);
-            Ok(Json(Answers { head, choices, usage, service_tier: D::TIER }).into_response())
+            let tokens = answers.iter().flat_map(|answer| &answer.tokens);
+            let spelled: usize = tokens.map(|said| 1 + said.token.top.len()).sum();
+            let answers = Answers { head, choices: dialect.choices(answers), usage, service_tier: D::TIER };
+            if spelled <= MOST_SPELLED {
+                return Ok(Json(answers).into_response());
+            }
+            Ok(pieces::respond(state.clone(), answers))
         }
         Delivery::Stream { usage, .. } => {
             let writer = Writer { head: Head { object: D::CHUNK, ..head }, usage, dialect };

@@ -2,10 +2,12 @@
 //!
 //! Refuses what the model cannot take (images, audio, files) and what contradicts itself, by the path of the field.
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::body::{Ignored, in_json_words};
 use super::error::ApiError;
+use super::exact::Exact;
 use super::open_calls::{CallForm, OpenCalls};
 use super::wire::chat::{ContentPart, Message, ReasoningEffort, Role, SentToolCall};
 use super::wire::either::Content;
@@ -45,16 +47,13 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut OpenCalls) -> Result<pr
     }
     let tool_calls = tool_calls.into_iter().enumerate().map(|(index, call)| {
         let path = format!("{path}.tool_calls[{index}]");
-        let call = tool_call(call, &path)?;
-        calls.call(&call.id, &path)?;
+        let mut call = tool_call(call, &path)?;
+        call.id = calls.call(call.id, &path)?;
         Ok(call)
     });
     let tool_calls = tool_calls.collect::<Result<Vec<_>, ApiError>>()?;
     let tool_call_id = match (role, wire.tool_call_id) {
-        (Role::Tool, Some(id)) => {
-            calls.result(&id, path)?;
-            Some(id)
-        }
+        (Role::Tool, Some(id)) => Some(calls.result(id, path)?),
         (Role::Tool, None) => return Err(ApiError::missing(&at("tool_call_id"))),
         (_, Some(_)) => {
             let message = "Only 'tool' messages answer a call; leave 'tool_call_id' out.";
@@ -76,7 +75,13 @@ pub(crate) fn one(wire: Message, path: &str, calls: &mut OpenCalls) -> Result<pr
         Role::Assistant => prompt::Role::Assistant,
         Role::Tool => prompt::Role::Tool,
     };
-    let reasoning = wire.reasoning_content.or(wire.reasoning);
+    let reasoning = match (wire.reasoning_content, wire.reasoning) {
+        (Some(one), Some(other)) if one != other => {
+            let message = "'reasoning' is another name of 'reasoning_content', and they differ; send one of them.";
+            return Err(ApiError::invalid(at("reasoning"), message));
+        }
+        (one, other) => one.or(other),
+    };
     Ok(prompt::Message { role, content, name: wire.name, reasoning, tool_calls, tool_call_id })
 }
 
@@ -151,15 +156,19 @@ fn tool_call(wire: SentToolCall, path: &str) -> Result<prompt::ToolCall, ApiErro
     })
 }
 
-/// The arguments of a call in the history: the JSON text of an object, or none.
-pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<Map<String, Value>, ApiError> {
-    match text.as_deref().map(str::trim) {
-        None | Some("") => Ok(Map::new()),
-        Some(text) => serde_json::from_str(text).map_err(|error| {
-            let why = in_json_words(&error);
-            ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
-        }),
+/// The arguments of a call in the history: the JSON text of an object, no key twice, or none.
+pub(crate) fn arguments(text: Option<String>, path: &str) -> Result<prompt::Arguments, ApiError> {
+    let text = text.unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(prompt::Arguments::default());
     }
+    let mut json = serde_json::Deserializer::from_str(text.trim());
+    let values = Map::deserialize(Exact(&mut json)).and_then(|values| json.end().map(|()| values));
+    let values = values.map_err(|error| {
+        let why = in_json_words(&error);
+        ApiError::invalid(path, format!("'{path}' must be the JSON text of an object: {why}."))
+    })?;
+    Ok(prompt::Arguments::new(values, text))
 }
 
 /// Whether the model is to think, and what else the template is told.

@@ -22,6 +22,7 @@ pub(crate) struct Asked {
 pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, ApiError> {
     const SCHEMA: &str = "response_format.json_schema";
     let Some(format) = format else { return Ok(None) };
+    refuse_beside(format.r#type.as_deref(), format.json_schema.is_some(), SCHEMA)?;
     let schema = || {
         let JsonSchemaFormat { name, schema, .. } = format.json_schema.ok_or_else(|| ApiError::missing(SCHEMA))?;
         named(name, "response_format.json_schema.name")?;
@@ -33,11 +34,24 @@ pub(crate) fn of_chat(format: Option<ResponseFormat>) -> Result<Option<Asked>, A
 /// Of a request to `/v1/responses`.
 pub(crate) fn of_responses(format: Option<TextFormat>) -> Result<Option<Asked>, ApiError> {
     let Some(format) = format else { return Ok(None) };
+    refuse_beside(format.r#type.as_deref(), format.schema.is_some(), "text.format.schema")?;
     let schema = || {
         named(format.name, "text.format.name")?;
         format.schema.ok_or_else(|| ApiError::missing("text.format.schema"))
     };
     asked(format.r#type.as_deref(), "text.format", "text.format.schema", schema)
+}
+
+/// Refuses a schema beside a type that holds to none.
+fn refuse_beside(kind: Option<&str>, schema: bool, path: &str) -> Result<(), ApiError> {
+    match kind {
+        Some(kind @ ("text" | "json_object")) if schema => {
+            let message =
+                format!("The type '{kind}' holds to no schema; ask for 'json_schema', or leave '{path}' out.");
+            Err(ApiError::invalid(path, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn asked(

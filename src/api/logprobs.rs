@@ -1,46 +1,61 @@
-//! Log-probabilities in the two shapes that clients know.
+//! Log-probabilities in the two shapes that clients know. Tokens are spelled when they are written down: a token with its
+//! alternatives takes kilobytes where it is spelled, and a few numbers where it is not.
+
+use std::sync::Arc;
 
 use serde_json::{Map, Number, Value};
 
 use super::pump::Said;
 use super::wire::chat::{Alternative, ChatLogprobs, TokenLogprob};
 use super::wire::completion::CompletionLogprobs;
+use super::wire::lazy::Lazy;
 use crate::prompt::{Channel, Text};
 
 /// Stands for minus infinity, which JSON does not have.
 const LEAST: f32 = -9999.0;
 
 /// The chat shape: the content's tokens alone.
-pub(crate) fn chat(text: &Text, said: &[Said], alternatives: usize) -> ChatLogprobs {
-    let content = said.iter().filter(|said| said.channel == Channel::Content).map(|said| {
-        let (token, bytes) = spelled(text, said.token.id);
+pub(crate) fn chat(text: &Arc<Text>, mut said: Vec<Said>, alternatives: usize) -> ChatLogprobs {
+    said.retain(|said| said.channel == Channel::Content);
+    let text = text.clone();
+    let content = Lazy::of(said, move |said| {
+        let (token, bytes) = spelled(&text, said.token.id);
         let top_logprobs = said.token.top.iter().take(alternatives).map(|candidate| {
-            let (token, bytes) = spelled(text, candidate.token);
+            let (token, bytes) = spelled(&text, candidate.token);
             Alternative { token, logprob: finite(candidate.logit), bytes }
         });
         TokenLogprob { token, logprob: finite(said.token.logprob), bytes, top_logprobs: top_logprobs.collect() }
     });
-    ChatLogprobs { content: content.collect(), refusal: None }
+    ChatLogprobs { content, refusal: None }
 }
 
 /// The older shape. `offset` is how many code points have begun so far; it is moved on.
-pub(crate) fn completion(text: &Text, said: &[Said], alternatives: usize, offset: &mut usize) -> CompletionLogprobs {
-    let mut logprobs = CompletionLogprobs::default();
-    for said in said.iter().filter(|said| said.channel == Channel::Content) {
+pub(crate) fn completion(
+    text: &Arc<Text>,
+    mut said: Vec<Said>,
+    alternatives: usize,
+    offset: &mut usize,
+) -> CompletionLogprobs {
+    said.retain(|said| said.channel == Channel::Content);
+    let (mut tokens, mut token_logprobs, mut text_offset) = (Vec::new(), Vec::new(), Vec::new());
+    for said in &said {
         let bytes = text.token_bytes(said.token.id);
+        let inside = bytes.first().is_some_and(|first| !begins(*first));
+        text_offset.push(offset.saturating_sub(usize::from(inside)));
+        *offset += bytes.iter().filter(|byte| begins(**byte)).count();
+        token_logprobs.push(finite(said.token.logprob));
+        tokens.push(in_text(bytes));
+    }
+    let text = text.clone();
+    let top_logprobs = Lazy::of(said, move |said| {
         let mut top = Map::new();
         for candidate in said.token.top.iter().take(alternatives) {
             // Tokens that are spelled alike are one entry, the likelier one.
             top.entry(in_text(text.token_bytes(candidate.token))).or_insert_with(|| number(candidate.logit));
         }
-        let inside = bytes.first().is_some_and(|first| !begins(*first));
-        logprobs.text_offset.push(offset.saturating_sub(usize::from(inside)));
-        *offset += bytes.iter().filter(|byte| begins(**byte)).count();
-        logprobs.token_logprobs.push(finite(said.token.logprob));
-        logprobs.top_logprobs.push(top);
-        logprobs.tokens.push(in_text(bytes));
-    }
-    logprobs
+        top
+    });
+    CompletionLogprobs { tokens, token_logprobs, top_logprobs, text_offset }
 }
 
 /// Whether a byte of UTF-8 begins a code point.

@@ -22,6 +22,7 @@ mod logprobs;
 mod meters;
 mod open_calls;
 mod order;
+mod pieces;
 mod prompts;
 mod pump;
 mod routes;

@@ -41,7 +41,8 @@ pub(crate) fn named(name: &str, value: &impl Serialize) -> Event {
     Event::default().event(name).data(json(value))
 }
 
-fn json(value: &impl Serialize) -> String {
+/// A value of the wire as JSON on one line.
+pub(crate) fn json(value: &impl Serialize) -> String {
     // The wire types hold nothing that JSON cannot: serialization fails on maps with keys other than text only.
     serde_json::to_string(value).expect("wire types are JSON")
 }

@@ -1,8 +1,10 @@
 //! The model's notation for tool calls, read into JSON.
 //!
 //! `call:NAME{key:value,…}` with bare keys, strings between quote tokens (verbatim, whatever they hold), bare `true`,
-//! `false`, `null` and numbers, `[…]` and `{…}`. Read too is what models write at times: keys and strings in JSON's quotes
+//! `false`, `null` and numbers, `[…]` and `{…}` with no key twice. Read too is what models write at times: keys and strings in JSON's quotes
 //! or in single ones, and Python's `True`, `False` and `None`. Anything else is malformed.
+
+use std::collections::HashSet;
 
 /// A symbol of a call: a character, or a quote token. Characters that look like a quote token are none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +98,9 @@ impl Reader<'_> {
     }
 
     fn object(&mut self, out: &mut String, depth: usize) -> Option<()> {
+        let mut keys = HashSet::new();
         self.items(['{', '}'], out, depth, |reader, out| {
+            let start = out.len();
             match reader.peek()? {
                 Symbol::Quote | Symbol::Char('"' | '\'') => reader.string(out)?,
                 Symbol::Char(_) => {
@@ -106,6 +110,9 @@ impl Reader<'_> {
                     }
                     out.push_str(&quoted(&key));
                 }
+            }
+            if !keys.insert(out[start..].to_owned()) {
+                return None;
             }
             reader.space();
             reader.take(':')?;

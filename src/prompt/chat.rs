@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::arguments::Arguments;
+
 /// A conversation to render.
 #[derive(Debug, Clone, Default)]
 pub struct Chat {
@@ -110,7 +112,7 @@ pub struct ToolCall {
     /// The tool.
     pub name: String,
     /// What it was called with.
-    pub arguments: Map<String, Value>,
+    pub arguments: Arguments,
 }
 
 /// A rendered and tokenised conversation, or a plain text.

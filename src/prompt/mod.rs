@@ -5,6 +5,7 @@
 //! tokens decided by the same state machine on the engine's thread and at the reader's. May use the scheduler's commit
 //! gate and what it asks about a text's structure; must not know HTTP, weights or tensors.
 
+mod arguments;
 mod call;
 mod calling;
 mod chat;
@@ -35,6 +36,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokenizers::Tokenizer;
 
+pub use arguments::Arguments;
 pub use calling::CalledTool;
 pub use chat::{Chat, Content, Message, Opening, Part, Prompt, Role, Thinking, ToolCall};
 pub use error::{Fault, PromptError};

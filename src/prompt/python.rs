@@ -7,6 +7,8 @@ use std::fmt::{self, Write};
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::arguments::Whole;
+
 /// Prints a value as `str()` would: strings bare, everything else as [`write_repr`].
 pub(super) fn write_str(out: &mut impl Write, value: &Value) -> fmt::Result {
     match value.as_str() {
@@ -168,6 +170,7 @@ pub(super) fn write_json(out: &mut String, value: &Value, style: &JsonStyle, dep
                 write_json(out, &value.get_item(key).unwrap_or_default(), style, depth + 1)
             })
         }
+        _ if value.downcast_object_ref::<Whole>().is_some() => write!(out, "{value}"),
         _ => write_json_string(out, &value.to_string(), style.escapes),
     }
 }

@@ -223,7 +223,7 @@ fn strings_of(message: &Message, note: &mut impl FnMut(&str)) {
     for call in &message.tool_calls {
         note(&call.id);
         note(&call.name);
-        for (key, value) in &call.arguments {
+        for (key, value) in call.arguments.values() {
             note(key);
             strings_in(value, note);
         }

@@ -9,8 +9,9 @@ use std::fmt;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
-use serde_json::Value as Json;
+use serde_json::{Map, Number, Value as Json};
 
+use super::arguments::{Arguments, Whole};
 use super::chat::{Chat, Content, Message, Part, Role, Thinking, ToolCall};
 use super::clock::Moment;
 use super::error::PromptError;
@@ -236,7 +237,7 @@ fn joined(parts: &[Part]) -> String {
 fn tool_call(call: &ToolCall, shield: &Shield) -> Value {
     let function = Value::from_pairs([
         ("name", Value::from(shield.text(&call.name))),
-        ("arguments", shielded_map(&call.arguments, shield)),
+        ("arguments", arguments(&call.arguments, shield)),
     ]);
     Value::from_pairs([
         ("id", Value::from(shield.text(&call.id))),
@@ -245,24 +246,43 @@ fn tool_call(call: &ToolCall, shield: &Shield) -> Value {
     ])
 }
 
+/// What a call was made with, long numbers as they were written.
+fn arguments(arguments: &Arguments, shield: &Shield) -> Value {
+    let mut written = arguments.numbers();
+    let mut number = |number: &Number| {
+        let whole = written.next().and_then(|text| Whole::of(number, text));
+        whole.map_or_else(|| plain_number(number), Value::from_object)
+    };
+    shielded_map(arguments.values(), shield, &mut number)
+}
+
 /// JSON as a template's value, every string and key shielded.
 fn shielded(json: &Json, shield: &Shield) -> Value {
+    shielded_with(json, shield, &mut plain_number)
+}
+
+/// The same, with what numbers become; they come in order.
+fn shielded_with(json: &Json, shield: &Shield, number: &mut dyn FnMut(&Number) -> Value) -> Value {
     match json {
         Json::Null => Value::from(()),
         Json::Bool(value) => Value::from(*value),
-        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(value), _) => Value::from(value),
-            (None, Some(value)) => Value::from(value),
-            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-        },
+        Json::Number(value) => number(value),
         Json::String(text) => Value::from(shield.text(text)),
-        Json::Array(items) => items.iter().map(|item| shielded(item, shield)).collect(),
-        Json::Object(map) => shielded_map(map, shield),
+        Json::Array(items) => items.iter().map(|item| shielded_with(item, shield, number)).collect(),
+        Json::Object(map) => shielded_map(map, shield, number),
     }
 }
 
-fn shielded_map(map: &serde_json::Map<String, Json>, shield: &Shield) -> Value {
-    Value::from_pairs(map.iter().map(|(key, value)| (shield.text(key), shielded(value, shield))))
+fn shielded_map(map: &Map<String, Json>, shield: &Shield, number: &mut dyn FnMut(&Number) -> Value) -> Value {
+    Value::from_pairs(map.iter().map(|(key, value)| (shield.text(key), shielded_with(value, shield, number))))
+}
+
+fn plain_number(number: &Number) -> Value {
+    match (number.as_i64(), number.as_u64()) {
+        (Some(value), _) => Value::from(value),
+        (None, Some(value)) => Value::from(value),
+        (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+    }
 }
 
 /// Drops the tags with which training marks what the model wrote: `{% generation %} … {% endgeneration %}`.

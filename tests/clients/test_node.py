@@ -1,4 +1,4 @@
-"""The official Node client, the Vercel AI SDK and our own page; skipped where there is no Node or no way to their packages."""
+"""The official Node client, the Vercel AI SDK and our own pages; skipped where there is no Node or no way to their packages."""
 
 import os
 import pathlib
@@ -38,10 +38,11 @@ def run(packages, name, url):
     assert "all Node clients pass" in node.stdout
 
 
-def test_the_page_forgets_a_question_that_failed(parrot):
+@pytest.mark.parametrize("page", ["playground", "docs"])
+def test_a_page_of_our_own(parrot, page):
     if not shutil.which("node"):
         pytest.skip("Node is not installed")
-    node = subprocess.run(["node", HERE / "playground.mjs", parrot.url], capture_output=True, text=True, timeout=60)
+    node = subprocess.run(["node", HERE / f"{page}.mjs", parrot.url], capture_output=True, text=True, timeout=60)
     assert node.returncode == 0, node.stdout + node.stderr
 
 

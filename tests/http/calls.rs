@@ -86,6 +86,47 @@ async fn results_come_in_any_order_and_ids_come_again() {
     }
 }
 
+/// The shipped template looks for the call of a result in the whole conversation.
+#[tokio::test]
+async fn a_result_belongs_to_its_own_call_though_its_id_comes_again() {
+    let app = App::speaking(include_str!("../../models/demo/chat_template.jinja"));
+    let call = |name: &str| {
+        let function = json!({"name": name, "arguments": "{}"});
+        json!({"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function", "function": function}]})
+    };
+    let said = |text: &str| json!({"role": "tool", "tool_call_id": "c", "content": text});
+    let messages = json!([call("get_weather"), said("sunny"), user("hello"), call("get_time"), said("noon")]);
+    let prompt = rendered(&app, messages).await;
+    assert!(prompt.contains(r#"response:get_weather{value:<|"|>sunny"#), "{prompt}");
+    assert!(prompt.contains(r#"response:get_time{value:<|"|>noon"#), "{prompt}");
+    let item = |id: &str, name: &str| json!({"type": "function_call", "call_id": id, "name": name, "arguments": "{}"});
+    let input = |other: &str| {
+        let (first, second) = (item("c", "get_weather"), item(other, "f"));
+        json!({"input": [first, output("c"), user("hello"), second, output(other), user("hello")]})
+    };
+    let again = app.post(RESPONSES, &input("c")).await.ok();
+    let apart = app.post(RESPONSES, &input("d")).await.ok();
+    assert_eq!(again["usage"]["input_tokens"], apart["usage"]["input_tokens"]);
+}
+
+/// The prompt of a conversation, as text.
+async fn rendered(app: &App, messages: Value) -> String {
+    let tokens = app.post("/tokenize", &json!({"messages": messages})).await.ok()["tokens"].clone();
+    app.post("/detokenize", &json!({"tokens": tokens})).await.ok()["prompt"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_arguments_of_a_call_come_back_with_every_digit() {
+    let app = App::speaking(include_str!("../../models/demo/chat_template.jinja"));
+    let arguments = r#"{"a": 123456789012345678901234, "b": ["9", -18446744073709551617, {"c": 18446744073709551615}],
+                        "d": 1.50, "e": 1e+23, "f": "\\\"7"}"#;
+    let mut call = calls(&["a1"]);
+    call["tool_calls"][0]["function"]["arguments"] = json!(arguments);
+    let prompt = rendered(&app, json!([call, result("a1")])).await;
+    let expected = r#"{a:123456789012345678901234,b:[<|"|>9<|"|>,-18446744073709551617,{c:18446744073709551615}],d:1.5,e:1e+23,f:<|"|>\"7<|"|>}"#;
+    assert!(prompt.contains(expected), "{prompt}");
+}
+
 /// What the assistant says between a call and its result belongs to the message that calls, as chat has it.
 #[tokio::test]
 async fn text_after_a_call_belongs_to_its_turn() {

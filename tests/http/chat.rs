@@ -276,7 +276,7 @@ async fn every_role_and_every_way_to_write_content_is_taken() {
             {"role": "user", "content": "Hi"},
             // As an SDK dumps it.
             {"role": "assistant", "content": "Hi", "refusal": null, "annotations": [], "audio": null,
-             "function_call": null, "tool_calls": null, "reasoning_content": "Hm."},
+             "function_call": null, "tool_calls": null, "reasoning_content": "Hm.", "reasoning": "Hm."},
             {"role": "user", "content": [{"type": "input_text", "text": "he"}, {"type": "text", "text": "llo", "cache_control": null}]}
         ]),
         json!([{"role": "assistant", "content": null}, {"role": "user", "content": "hello"}]),

@@ -158,6 +158,24 @@ async fn an_error_says_what_to_do_next() {
             "'required', or a function",
         ),
         (chat, ask(json!({"tool_choice": {"name": "f"}})), "tool_choice.type", "Missing required parameter"),
+        (
+            chat,
+            ask(json!({"tool_choice": {"type": "function", "function": {"name": "a"}, "name": "b"}})),
+            "tool_choice.name",
+            "send one of them",
+        ),
+        (
+            chat,
+            json!({"messages": [{"role": "assistant", "content": "x", "reasoning_content": "a", "reasoning": "b"}]}),
+            "messages[0].reasoning",
+            "send one of them",
+        ),
+        (
+            chat,
+            called(r#"{"a": {"b": 1, "b": 2}}"#),
+            "messages[0].tool_calls[0].function.arguments",
+            "of an object: duplicate field `b`",
+        ),
         (chat, ask(allowed.clone()), "tool_choice", "send only those"),
         (
             "/v1/responses",

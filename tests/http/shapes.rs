@@ -145,3 +145,25 @@ async fn usage_adds_up_in_every_mode() {
     // `<bos>` in front of each text stands for the end token behind each answer.
     assert_eq!(three.last().unwrap()["usage"]["completion_tokens"], sum);
 }
+
+/// It is written down in pieces; a small one is not.
+#[tokio::test]
+async fn a_large_answer_is_what_its_choices_are() {
+    let app = App::new();
+    let fields = |n: usize| json!({"n": n, "seed": 3, "logprobs": true, "top_logprobs": 20, "max_tokens": 16});
+    let large = app.chat("story", fields(40)).await;
+    assert_eq!(large.headers["content-type"], "application/json");
+    assert!(large.headers.get("content-length").is_none() && large.body.len() > 500_000);
+    let (large, small) = (large.ok(), app.chat("story", fields(1)).await.ok());
+    let keys = |reply: &Value| reply.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&large), keys(&small));
+    assert_eq!((&large["service_tier"], &large["choices"][0]), (&small["service_tier"], &small["choices"][0]));
+    assert_eq!(large["usage"]["completion_tokens"], 40 * 16);
+    for (index, choice) in large["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        let entries = choice["logprobs"]["content"].as_array().unwrap();
+        assert!(
+            entries.len() == 16 && entries.iter().all(|entry| entry["top_logprobs"].as_array().unwrap().len() == 20)
+        );
+    }
+}

@@ -150,6 +150,11 @@ async fn forms_that_cannot_be_held_are_refused() {
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
         (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format.json_schema.name"),
+        (
+            json!({"response_format": {"type": "json_object", "json_schema": {"name": "n", "schema": {}}}}),
+            "response_format.json_schema",
+        ),
+        (json!({"response_format": {"type": "text", "json_schema": {}}}), "response_format.json_schema"),
         (schema(json!(null)), "response_format.json_schema.schema"),
         (schema(json!(3)), "response_format.json_schema.schema"),
         (schema(json!({"type": "nonsense"})), "response_format.json_schema.schema"),
@@ -159,6 +164,10 @@ async fn forms_that_cannot_be_held_are_refused() {
         let error = app.chat("hello", fields.clone()).await.refused(400);
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
+    }
+    for kind in ["text", "json_object"] {
+        let body = json!({"input": "hello", "text": {"format": {"type": kind, "schema": {"type": "object"}}}});
+        assert_eq!(app.post("/v1/responses", &body).await.refused(400)["param"], "text.format.schema");
     }
     // Of a form in whose place a call comes, too.
     let mut fields = schema(json!({"type": "nonsense"}));

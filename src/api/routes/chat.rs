@@ -120,7 +120,7 @@ struct ChatDialect {
 }
 
 impl ChatDialect {
-    fn logprobs(&self, tokens: &[Said]) -> Option<ChatLogprobs> {
+    fn logprobs(&self, tokens: Vec<Said>) -> Option<ChatLogprobs> {
         self.alternatives.map(|alternatives| logprobs::chat(self.state.text(), tokens, alternatives))
     }
 }
@@ -136,7 +136,7 @@ impl ChunkDialect for ChatDialect {
     fn choices(&mut self, answers: Vec<Answer>) -> Vec<ChatChoice> {
         let choices = answers.into_iter().enumerate().map(|(index, answer)| ChatChoice {
             index,
-            logprobs: self.logprobs(&answer.tokens),
+            logprobs: self.logprobs(answer.tokens),
             finish_reason: answer.finish.as_str(),
             message: assistant_message(answer.channels),
         });
@@ -152,7 +152,7 @@ impl ChunkDialect for ChatDialect {
     /// At most one piece per channel.
     fn commit(&mut self, index: usize, commit: Commit) -> Vec<ChunkChoice> {
         let mut pieces = Vec::new();
-        let logprobs = self.logprobs(&commit.tokens).filter(|logprobs| !logprobs.content.is_empty());
+        let logprobs = self.logprobs(commit.tokens).filter(|logprobs| !logprobs.content.is_empty());
         let Channels { reasoning, content, calls } = commit.passages.into();
         if !reasoning.is_empty() {
             let delta = ChunkDelta { reasoning_content: Some(reasoning), ..ChunkDelta::default() };

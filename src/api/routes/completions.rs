@@ -204,7 +204,7 @@ impl CompletionDialect {
         prompts.get(index / self.wanted).map_or("", String::as_str)
     }
 
-    fn logprobs(&mut self, index: usize, tokens: &[Said]) -> Option<CompletionLogprobs> {
+    fn logprobs(&mut self, index: usize, tokens: Vec<Said>) -> Option<CompletionLogprobs> {
         let offset = self.offsets.get_mut(index)?;
         self.alternatives.map(|alternatives| logprobs::completion(self.state.text(), tokens, alternatives, offset))
     }
@@ -222,7 +222,7 @@ impl ChunkDialect for CompletionDialect {
         let answers = best(answers, self.made, self.wanted).into_iter().enumerate();
         let choices = answers.map(|(index, answer)| {
             let text = format!("{}{}", self.echo(index), answer.channels.content);
-            let logprobs = self.logprobs(index, &answer.tokens);
+            let logprobs = self.logprobs(index, answer.tokens);
             CompletionChoice { index, text, logprobs, finish_reason: Some(answer.finish.as_str()) }
         });
         choices.collect()
@@ -235,7 +235,7 @@ impl ChunkDialect for CompletionDialect {
     }
 
     fn commit(&mut self, index: usize, commit: Commit) -> Vec<CompletionChoice> {
-        let logprobs = self.logprobs(index, &commit.tokens).filter(|logprobs| !logprobs.tokens.is_empty());
+        let logprobs = self.logprobs(index, commit.tokens).filter(|logprobs| !logprobs.tokens.is_empty());
         let text = Channels::from(commit.passages).content;
         let said = !text.is_empty() || logprobs.is_some();
         said.then(|| piece(index, text, logprobs)).into_iter().collect()

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::count::from_one;
 use super::either::{Content, Stop, ToolChoice};
+use super::lazy::Lazy;
 use super::options::{DiffusionOptions, ResponseFormat, StreamOptions, Tool};
 
 /// A conversation to be continued.
@@ -192,7 +193,7 @@ pub struct Message {
     pub tool_call_id: Option<String>,
     /// Thoughts of the assistant; whether they are shown to the model again is the template's decision.
     pub reasoning_content: Option<String>,
-    /// The same under its other name.
+    /// The same under its other name; refused where the two differ.
     pub reasoning: Option<String>,
     /// Stands for `content` where that is absent.
     pub refusal: Option<String>,
@@ -279,7 +280,7 @@ pub struct SentFunction {
     /// Its name.
     #[schema(required = true, nullable = false)]
     pub name: Option<String>,
-    /// Its arguments: text that holds a JSON object. Empty text stands for `{}`.
+    /// Its arguments: text that holds a JSON object, no key twice. Empty text stands for `{}`.
     pub arguments: Option<String>,
 }
 
@@ -340,10 +341,11 @@ pub struct CalledFunction {
 }
 
 /// Log-probabilities of an answer.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatLogprobs {
     /// One entry per content token.
-    pub content: Vec<TokenLogprob>,
+    #[schema(value_type = Vec<TokenLogprob>)]
+    pub content: Lazy<TokenLogprob>,
     /// Always null.
     #[schema(required = true)]
     pub refusal: Option<Vec<TokenLogprob>>,

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::chat::Seed;
 use super::count::from_one;
 use super::either::{Prompt, Stop};
+use super::lazy::Lazy;
 use super::options::{DiffusionOptions, StreamOptions};
 
 /// A text to be continued, without roles, reasoning or tools.
@@ -93,7 +94,7 @@ pub struct CompletionChoice {
 }
 
 /// Log-probabilities in the older shape: four lists of the same length.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     /// The tokens. One that holds only a part of a character is spelled by its bytes: `bytes:\xe6`.
     pub tokens: Vec<String>,
@@ -101,7 +102,7 @@ pub struct CompletionLogprobs {
     pub token_logprobs: Vec<f32>,
     /// The best alternatives of each, spelled likewise. Of several with the same spelling the likeliest is named.
     #[schema(value_type = Vec<Object>)]
-    pub top_logprobs: Vec<Map<String, Value>>,
+    pub top_logprobs: Lazy<Map<String, Value>>,
     /// Where each begins in the text, in Unicode code points; the parts of a character all begin where it stands.
     pub text_offset: Vec<usize>,
 }

@@ -9,6 +9,7 @@ pub mod chat;
 pub mod completion;
 pub(crate) mod count;
 pub mod either;
+pub mod lazy;
 pub mod options;
 pub mod other;
 pub mod progress;

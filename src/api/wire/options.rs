@@ -124,7 +124,7 @@ pub struct NamedTool {
     /// Which one, as in chat.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<NamedFunction>,
-    /// Which one, as in responses.
+    /// Which one, as in responses; beside `function` it must be the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -144,7 +144,7 @@ pub struct ResponseFormat {
     /// short (`finish_reason: "length"`) is a beginning of one.
     #[schema(required = true, nullable = false)]
     pub r#type: Option<String>,
-    /// The schema, with the type `json_schema`.
+    /// The schema, with the type `json_schema`; refused with another.
     pub json_schema: Option<JsonSchemaFormat>,
 }
 

@@ -149,7 +149,7 @@ pub struct TextFormat {
     /// Accepted; the model is not told of it: say in the input what is wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The JSON Schema, with the type `json_schema`.
+    /// The JSON Schema, with the type `json_schema`; refused with another.
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
@@ -173,7 +173,7 @@ pub struct InputItem {
     pub call_id: Option<String>,
     /// The function of a call; of a message, the speaker's name, handed to the template.
     pub name: Option<String>,
-    /// Arguments of a call: text that holds a JSON object. Empty text stands for `{}`.
+    /// Arguments of a call: text that holds a JSON object, no key twice. Empty text stands for `{}`.
     pub arguments: Option<String>,
     /// The output of a call: text, or parts.
     pub output: Option<Content>,

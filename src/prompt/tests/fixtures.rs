@@ -90,7 +90,7 @@ fn message(json: &Value) -> Message {
     let calls = calls.iter().map(|call| ToolCall {
         id: text(&call["id"]).unwrap_or_default(),
         name: text(&call["function"]["name"]).unwrap_or_default(),
-        arguments: call["function"]["arguments"].as_object().cloned().unwrap_or_default(),
+        arguments: call["function"]["arguments"].as_object().cloned().unwrap_or_default().into(),
     });
     Message {
         role,

@@ -164,6 +164,8 @@ fn malformed_calls_are_shown_as_they_were_written() {
         ("call:f{:1}", "call:f{:1}"),
         ("call:f{a:[1}", "call:f{a:[1}"),
         ("call:f{a:01}", "call:f{a:01}"),
+        ("call:f{a:1,b:2,'a':3}", "call:f{a:1,b:2,'a':3}"),
+        ("call:f{a:[{b:1,<|\"|>b<|\"|>:2}]}", "call:f{a:[{b:1,\"b\":2}]}"),
         ("call:f{} more", "call:f{} more"),
         ("call:{}", "call:{}"),
         ("f{}", "f{}"),
@@ -199,6 +201,7 @@ fn single_quotes_and_pythons_words_are_read() {
         (r#"{'key':'say "hi", it\'s {1}'}"#, r#"{"key":"say \"hi\", it's {1}"}"#),
         (r#"{"key":"it's \'so\'\u0041\n"}"#, r#"{"key":"it's 'so'A\n"}"#),
         ("{'':''}", r#"{"":""}"#),
+        ("{a:{a:1},b:[{a:1},{a:2}]}", r#"{"a":{"a":1},"b":[{"a":1},{"a":2}]}"#),
     ] {
         let (answer, ..) = answer(&format!("<|tool_call>call:f{inside}<tool_call|>"));
         assert_eq!(answer.calls, [("f".into(), arguments.into())], "{inside}: {answer:?}");

@@ -1,9 +1,9 @@
 //! Conversations to prompts.
 
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::fixtures::{FAMILY, PLAIN, chat, ids, renderings, text_with, user};
-use crate::prompt::{Chat, Fault, Message, Opening, PromptError, Role, Thinking, ToolCall};
+use crate::prompt::{Arguments, Chat, Fault, Message, Opening, PromptError, Role, Thinking, ToolCall};
 
 #[test]
 fn conversations_render_and_tokenise_as_the_reference_does() {
@@ -202,9 +202,24 @@ fn variables_a_template_reads_are_known() {
 }
 
 #[test]
+fn long_numbers_of_a_call_are_numbers_however_they_are_printed() {
+    let template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }} \
+                    {{ c.function.arguments }} {{ c.function.arguments.a is string }}{% endfor %}{% endfor %}";
+    let json = r#"{"a": -123456789012345678901234, "b": 1e30}"#;
+    let arguments = Arguments::new(serde_json::from_str(json).unwrap(), json.to_owned());
+    let call = ToolCall { id: "1".to_owned(), name: "f".to_owned(), arguments };
+    let messages = vec![Message { tool_calls: vec![call], ..Message::new(Role::Assistant, "") }];
+    let rendered = text_with(template).render_text(&Chat { messages, ..Chat::default() }).unwrap();
+    let expected =
+        "{\"a\": -123456789012345678901234, \"b\": 1e+30} {'a': -123456789012345678901234, 'b': 1e+30} False";
+    assert_eq!(rendered, expected);
+}
+
+#[test]
 fn a_result_carries_the_name_of_the_tool_that_its_call_went_to() {
     let text = text_with("{% for m in messages %}{{ m.name }}{% if m.tool_calls or tools %}{% endif %};{% endfor %}");
-    let call = |id: &str, name: &str| ToolCall { id: id.to_owned(), name: name.to_owned(), arguments: Map::new() };
+    let call =
+        |id: &str, name: &str| ToolCall { id: id.to_owned(), name: name.to_owned(), arguments: Arguments::default() };
     let calls = |tool_calls| Message { tool_calls, ..Message::new(Role::Assistant, "") };
     let result = |id: &str| Message { tool_call_id: Some(id.to_owned()), ..Message::new(Role::Tool, "r") };
     let named = Message { name: Some("given".to_owned()), ..result("1") };

@@ -87,7 +87,7 @@ fn conversation(texts: &[String]) -> Chat {
     let mut called = Message::new(Role::Assistant, at(4));
     called.reasoning = Some(at(5));
     let arguments = json!({at(6): at(7), "list": [at(8), {"deep": at(9)}]});
-    let arguments = arguments.as_object().cloned().unwrap_or_default();
+    let arguments = arguments.as_object().cloned().unwrap_or_default().into();
     called.tool_calls = vec![ToolCall { id: at(10), name: at(11), arguments }];
     let mut answered = Message::new(Role::Tool, at(12));
     answered.tool_call_id = Some(at(10));

@@ -94,7 +94,7 @@ impl Turns {
             }
             self.turn = self.messages.len() - 1;
         }
-        self.calls.call(&id, path)?;
+        let id = self.calls.call(id, path)?;
         if let Some(turn) = self.messages.get_mut(self.turn) {
             turn.tool_calls.push(ToolCall { id, name, arguments });
         }
@@ -105,7 +105,7 @@ impl Turns {
         let at = |field: &str| format!("{path}.{field}");
         refuse_strangers(&item, path, "function_call_output", &["call_id", "output"])?;
         let id = item.call_id.ok_or_else(|| ApiError::missing(&at("call_id")))?;
-        self.calls.result(&id, path)?;
+        let id = self.calls.result(id, path)?;
         let output = item.output.ok_or_else(|| ApiError::missing(&at("output")))?;
         let mut message = prompt::Message::new(Role::Tool, "");
         message.content = content(output, &at("output"))?;
