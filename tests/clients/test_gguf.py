@@ -88,14 +88,24 @@ def write_safetensors(path, tensors):
     path.write_bytes(struct.pack("<Q", len(head)) + head + data)
 
 
+def cut_tokenizer(size):
+    """The demo's tokenizer with the first `size` tokens alone, and the merges that make one of them."""
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
+    model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= model["vocab"].keys()]
+    return tokenizer
+
+
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A checkpoint whose rows are multiples of 256 long, so that every block type fits; bell-shaped weights."""
     folder = tmp_path_factory.mktemp("wide")
     info = json.loads((ROOT / "tests/fixtures/blocks/reference.json").read_text())
     (folder / "config.json").write_text(json.dumps(info["config"]))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         (folder / name).write_bytes((DEMO / name).read_bytes())
+    (folder / "tokenizer.json").write_text(json.dumps(cut_tokenizer(info["config"]["text_config"]["vocab_size"])))
     rng = np.random.default_rng(7)
     tensors = {name: rng.standard_normal(shape, np.float32) * 0.05 for name, shape in info["shapes"].items()}
     write_safetensors(folder / "model.safetensors", tensors)
