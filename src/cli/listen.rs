@@ -50,6 +50,9 @@ pub struct Bounds {
 /// answered is answered to its end. Aborting the future drops what is left. Each request is for the router that there is
 /// when it comes, whenever its connection was made.
 pub async fn serve(listener: TcpListener, router: watch::Receiver<Router>, bounds: Bounds, close: CancellationToken) {
+    // Connections have it from the listener. What has waited would be put together again.
+    #[cfg(unix)]
+    let _ = socket2::SockRef::from(&listener).set_tcp_mss(stall::PIECE as u32);
     let places = Arc::new(Semaphore::new(bounds.connections.min(Semaphore::MAX_PERMITS)));
     let connections = TaskTracker::new();
     let mut failures = Failures::default();

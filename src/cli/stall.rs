@@ -2,8 +2,11 @@
 //!
 //! That nothing can be written does not say that nothing is read: a system calls a socket writable only when a good part of
 //! what it holds has left. So a write that waits is tried again now and then, whatever the system says; it takes even a little.
+//!
+//! And the client's system tells that something was read only when all has been that it had put into one piece, which on one
+//! machine can be 128 KiB. So pieces are small.
 
-use std::io::{Error, ErrorKind, IoSlice, Result};
+use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,6 +14,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+
+/// Most bytes that travel together: what most networks carry in one packet.
+pub const PIECE: usize = 1460;
 
 /// How often a write that waits is tried again before its reader's patience is over.
 const TRIES: u32 = 4;
@@ -101,22 +107,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Offer + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        let bytes = &bytes[..bytes.len().min(PIECE)];
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.judge(cx, written, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        let first = pieces.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
-        self.judge(cx, written, first)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
